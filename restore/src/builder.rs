@@ -6,13 +6,16 @@
 //! them all, and hands them to the tasks that are being rebuilt.
 //!
 //! ```text
-//! first ─▶ second ─▶ last ─▶ connect ─▶ status flags ─▶ give (SCM_RIGHTS) … ─▶ end
+//! make: first ─▶ second ─▶ last      (the process tree is made meanwhile)
+//! link: tree ─▶ connect ─▶ status flags ─▶ give (SCM_RIGHTS) …
+//! settle: when memory is mapped  ─▶ end
 //! ```
 
 use std::{
     any::{Any, TypeId},
     collections::{BTreeMap, HashMap},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    rc::Rc,
 };
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -21,7 +24,7 @@ use crate::{
     capture::Attributes,
     error::{Error, Result},
     image::Image,
-    resource::{Description, ObjectId, ROOMS},
+    resource::{Description, ObjectId, Order, ROOMS},
 };
 
 /// Descriptions that are being made, and what their rooms share meanwhile.
@@ -31,7 +34,12 @@ pub struct Builder<'i> {
     made: BTreeMap<ObjectId, OwnedFd>,
     streams: HashMap<String, OwnedFd>,
     shared: HashMap<TypeId, Box<dyn Any>>,
+    loaded: Loaded,
+    attributes: BTreeMap<ObjectId, Attributes>,
+    pids: HashMap<i32, i32>,
 }
+
+type Loaded = Rc<Vec<(ObjectId, Box<dyn Description>)>>;
 
 impl<'i> Builder<'i> {
     /// A builder that binds the pod's streams to these descriptors.
@@ -42,7 +50,21 @@ impl<'i> Builder<'i> {
             made: BTreeMap::new(),
             streams,
             shared: HashMap::new(),
+            loaded: Loaded::default(),
+            attributes: BTreeMap::new(),
+            pids: HashMap::new(),
         }
+    }
+
+    /// Says which process here stands for a virtual pid, where they differ.
+    pub fn set_pids(&mut self, real_of_virtual: HashMap<i32, i32>) {
+        self.pids = real_of_virtual;
+    }
+
+    /// The process here that stands for a virtual pid, as the builder sees it.
+    #[must_use]
+    pub fn real_pid(&self, virtual_pid: i32) -> i32 {
+        *self.pids.get(&virtual_pid).unwrap_or(&virtual_pid)
     }
 
     /// What the rooms of one kind share: the pipes made so far, say. Empty at first.
@@ -73,34 +95,74 @@ impl<'i> Builder<'i> {
         self.made.get(&id).map(AsFd::as_fd).ok_or_else(missing)
     }
 
-    /// Makes all descriptions of the image.
+    /// Makes, links and settles all descriptions at once: for an image whose descriptions need no process.
     ///
     /// # Errors
     /// The first step that failed; dropping the builder then closes everything.
     pub fn build(&mut self) -> Result<()> {
-        let image = self.image;
-        let attributes = image.all::<Attributes>()?;
-        let mut all = load(image, &attributes)?;
-        all.sort_by_key(|(id, d)| (d.order(), *id));
-        for (id, description) in &all {
+        self.make()?;
+        self.link()?;
+        self.settle()
+    }
+
+    /// Makes all descriptions that do not need the process tree.
+    ///
+    /// # Errors
+    /// The first step that failed; dropping the builder then closes everything.
+    pub fn make(&mut self) -> Result<()> {
+        self.attributes = self.image.all::<Attributes>()?;
+        self.loaded = Rc::new(load(self.image, &self.attributes)?);
+        self.rebuild(|order| order < Order::Tree)
+    }
+
+    /// Makes the rest, now that the process tree exists, links all and sets their status flags.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub fn link(&mut self) -> Result<()> {
+        self.rebuild(|order| order == Order::Tree)?;
+        self.each(|description, fd, builder| description.connect(fd, builder))?;
+        for (id, attributes) in &self.attributes {
+            set_flags(self.object(*id)?, attributes, *id)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the last touch, when the pod's memory is mapped and only its release is to come.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub fn settle(&mut self) -> Result<()> {
+        self.each(|description, fd, builder| description.settle(fd, builder))
+    }
+
+    fn rebuild(&mut self, when: impl Fn(Order) -> bool) -> Result<()> {
+        let loaded = Rc::clone(&self.loaded);
+        for (id, description) in loaded.iter().filter(|(_, d)| when(d.order())) {
             let fd = description.rebuild(self)?;
             self.made.insert(*id, fd);
         }
-        for (id, description) in &all {
+        Ok(())
+    }
+
+    fn each(
+        &mut self,
+        step: impl Fn(&dyn Description, BorrowedFd<'_>, &mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let loaded = Rc::clone(&self.loaded);
+        for (id, description) in loaded.iter() {
             let fd = self.object(*id)?.try_clone_to_owned();
             let fd = fd.map_err(|e| Error::kernel("dup", format!("description {id}"), e))?;
-            description.connect(fd.as_fd(), self)?;
-        }
-        for (id, attributes) in &attributes {
-            set_flags(self.object(*id)?, attributes, *id)?;
+            step(description.as_ref(), fd.as_fd(), self)?;
         }
         Ok(())
     }
 }
 
-type Loaded = Vec<(ObjectId, Box<dyn Description>)>;
-
-fn load(image: &Image, attributes: &BTreeMap<ObjectId, Attributes>) -> Result<Loaded> {
+fn load(
+    image: &Image,
+    attributes: &BTreeMap<ObjectId, Attributes>,
+) -> Result<Vec<(ObjectId, Box<dyn Description>)>> {
     let mut all = Vec::with_capacity(attributes.len());
     for envelope in image.envelopes() {
         let Some((_, _, load)) = ROOMS.iter().find(|(kind, ..)| *kind == envelope.kind) else {
@@ -122,6 +184,7 @@ fn load(image: &Image, attributes: &BTreeMap<ObjectId, Attributes>) -> Result<Lo
             id: *id,
         });
     }
+    all.sort_by_key(|(id, d)| (d.order(), *id));
     Ok(all)
 }
 

@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use intercept::sys::{self, Kcmp};
@@ -133,6 +133,9 @@ impl Record for Attributes {
     const VERSION: u16 = 1;
 }
 
+/// Work of a room that has to wait until all descriptions are known.
+type Later = Box<dyn FnOnce(&mut Capture<'_>) -> Result<()>>;
+
 /// A capture that goes on.
 pub struct Capture<'w> {
     /// The image that is being written.
@@ -144,6 +147,9 @@ pub struct Capture<'w> {
     /// Names of the pod's stdio streams by the inode of our end.
     streams: HashMap<(u64, u64), String>,
     refusals: Vec<Refusal>,
+    proc: PathBuf,
+    pids: HashMap<i32, i32>,
+    later: Vec<Later>,
 }
 
 impl<'w> Capture<'w> {
@@ -156,7 +162,49 @@ impl<'w> Capture<'w> {
             next: HashMap::new(),
             streams: HashMap::new(),
             refusals: Vec::new(),
+            proc: PathBuf::from("/proc/self"),
+            pids: HashMap::new(),
+            later: Vec::new(),
         }
+    }
+
+    /// Says through which process the pod's root and mounts are seen: `/proc/PID`, our own at first.
+    pub fn set_process(&mut self, real_pid: i32) {
+        self.proc = PathBuf::from(format!("/proc/{real_pid}"));
+    }
+
+    /// Directory of /proc of the process through which the pod's root and mounts are seen.
+    #[must_use]
+    pub fn process(&self) -> &Path {
+        &self.proc
+    }
+
+    /// Says which virtual pid each process (and thread) of the pod has.
+    pub fn set_pids(&mut self, virtual_of_real: HashMap<i32, i32>) {
+        self.pids = virtual_of_real;
+    }
+
+    /// The virtual pid of a process of the pod, `None` for another's.
+    #[must_use]
+    pub fn virtual_pid(&self, real_pid: i32) -> Option<i32> {
+        self.pids.get(&real_pid).copied()
+    }
+
+    /// Leaves work for the time when all descriptions are known.
+    pub fn later(&mut self, work: impl FnOnce(&mut Capture<'_>) -> Result<()> + 'static) {
+        self.later.push(Box::new(work));
+    }
+
+    /// Does the work that rooms left for the time when all descriptions are known: call it
+    /// once, after the last one.
+    ///
+    /// # Errors
+    /// What a room failed on.
+    pub fn complete(&mut self) -> Result<()> {
+        while let Some(work) = self.later.pop() {
+            work(self)?;
+        }
+        Ok(())
     }
 
     /// Names a stream between the pod and us (its log, its terminal) by our end or the pod's.

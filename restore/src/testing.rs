@@ -25,6 +25,7 @@ pub(crate) fn capture(
         let own = fd.try_clone_to_owned().expect("dup");
         ids.push(cx.description(&Probe::new(1, Some(i as i32), own)?)?);
     }
+    cx.complete()?;
     let refusals = cx.refusals().to_vec();
     writer.finish()?;
     Ok((ids, refusals))

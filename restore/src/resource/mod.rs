@@ -31,6 +31,8 @@ pub enum Order {
     Second,
     /// Refers to other descriptions (epoll, queues with descriptors in flight).
     Last,
+    /// Refers to processes: made when the process tree exists (pidfd).
+    Tree,
 }
 
 /// An open file description that was captured, on its way back.
@@ -51,6 +53,15 @@ pub trait Description {
     /// # Errors
     /// As [`Description::rebuild`].
     fn connect(&self, _fd: BorrowedFd<'_>, _builder: &mut Builder<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// The last touch, when memory is mapped and nothing but the release is to come: what
+    /// earlier would see or forbid our own work (watches, seals), or count its time (timers).
+    ///
+    /// # Errors
+    /// As [`Description::rebuild`].
+    fn settle(&self, _fd: BorrowedFd<'_>, _builder: &mut Builder<'_>) -> Result<()> {
         Ok(())
     }
 }

@@ -17,7 +17,10 @@ use crate::{
     image::{Envelope, Image, Record},
 };
 
+pub mod pipe;
 pub mod regular;
+mod reopen;
+pub mod stream;
 
 /// Number of an open file description in the image.
 pub type ObjectId = u32;
@@ -100,4 +103,8 @@ macro_rules! descriptions {
     };
 }
 
-descriptions![regular::Regular,];
+descriptions! {
+    stream::Stream,
+    pipe::Pipe,
+    regular::Regular,
+}

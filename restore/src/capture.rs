@@ -97,6 +97,15 @@ impl Probe {
         self.stat.st_mode & libc::S_IFMT
     }
 
+    /// The error for a fdinfo that does not read as it should.
+    #[must_use]
+    pub fn unreadable(&self, why: &str) -> Error {
+        Error::Proc {
+            path: PathBuf::from(format!("/proc/self/fdinfo/{}", self.file.as_raw_fd())),
+            why: format!("{why}, of {}", self.name()),
+        }
+    }
+
     /// How messages name it.
     #[must_use]
     pub fn name(&self) -> String {

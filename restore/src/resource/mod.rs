@@ -17,10 +17,14 @@ use crate::{
     image::{Envelope, Image, Record},
 };
 
+pub mod eventfd;
+pub mod memfd;
 pub mod pipe;
 pub mod regular;
 mod reopen;
+pub mod signalfd;
 pub mod stream;
+pub mod timerfd;
 
 /// Number of an open file description in the image.
 pub type ObjectId = u32;
@@ -106,5 +110,9 @@ macro_rules! descriptions {
 descriptions! {
     stream::Stream,
     pipe::Pipe,
+    eventfd::Eventfd,
+    timerfd::Timerfd,
+    signalfd::Signalfd,
+    memfd::Memfd,
     regular::Regular,
 }

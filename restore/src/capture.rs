@@ -6,6 +6,7 @@
 //! orders descriptions, finding one among thousands takes a binary search.
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -248,6 +249,12 @@ impl<'w> Capture<'w> {
             })
     }
 
+    /// How many numbers of a space were given so far.
+    #[must_use]
+    pub fn count(&self, space: &'static str) -> u32 {
+        self.next.get(space).map_or(0, |next| next - 1)
+    }
+
     /// True when [`Capture::number`] has seen this key before.
     #[must_use]
     pub fn seen(&self, space: &'static str, key: &[u64]) -> bool {
@@ -329,15 +336,35 @@ impl<'w> Capture<'w> {
 
     fn find(&self, fd: BorrowedFd<'_>) -> Result<Result<usize, usize>> {
         let (own, new) = (std::process::id() as i32, fd.as_raw_fd() as u64);
+        self.place(|known| {
+            sys::kcmp(own, own, Kcmp::File, known.as_raw_fd() as u64, new)
+                .map_err(|e| Error::kernel("kcmp", "descriptors", e))
+        })
+    }
+
+    /// The description that `compare` finds equal; it tells how a known one stands to the one
+    /// that is looked for, in kcmp's order.
+    ///
+    /// # Errors
+    /// What `compare` failed on.
+    pub fn search(
+        &self,
+        compare: impl Fn(BorrowedFd<'_>) -> Result<Ordering>,
+    ) -> Result<Option<ObjectId>> {
+        Ok(self.place(compare)?.ok().map(|at| self.known[at].1))
+    }
+
+    fn place(
+        &self,
+        compare: impl Fn(BorrowedFd<'_>) -> Result<Ordering>,
+    ) -> Result<Result<usize, usize>> {
         let (mut low, mut high) = (0, self.known.len());
         while low < high {
             let middle = low.midpoint(high);
-            let known = self.known[middle].0.as_raw_fd() as u64;
-            let order = sys::kcmp(own, own, Kcmp::File, known, new);
-            match order.map_err(|e| Error::kernel("kcmp", "descriptors", e))? {
-                std::cmp::Ordering::Equal => return Ok(Ok(middle)),
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
+            match compare(self.known[middle].0.as_fd())? {
+                Ordering::Equal => return Ok(Ok(middle)),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
             }
         }
         Ok(Err(low))

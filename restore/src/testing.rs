@@ -21,7 +21,8 @@ pub(crate) fn capture(dir: &Path, fds: &[BorrowedFd<'_>]) -> Result<(Vec<ObjectI
     capture_with(dir, fds, |_| ())
 }
 
-fn capture_with(
+/// [`capture`] with something said to the capture first.
+pub(crate) fn capture_with(
     dir: &Path,
     fds: &[BorrowedFd<'_>],
     prepare: impl FnOnce(&mut Capture<'_>),

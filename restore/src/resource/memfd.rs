@@ -247,17 +247,13 @@ mod tests {
         file.seek(io::SeekFrom::Start(2)).unwrap();
         let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE;
         // SAFETY: F_ADD_SEALS takes an int.
-        assert_eq!(
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) },
-            0
-        );
+        let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+        assert_eq!(sealed, 0);
         let second = reopen(&file, libc::O_RDONLY).unwrap();
         let back = round_trip(vec![file.into(), second]).unwrap();
         // SAFETY: F_GET_SEALS takes no argument.
-        assert_eq!(
-            unsafe { libc::fcntl(back[0].as_raw_fd(), libc::F_GET_SEALS) },
-            seals
-        );
+        let found = unsafe { libc::fcntl(back[0].as_raw_fd(), libc::F_GET_SEALS) };
+        assert_eq!(found, seals);
         let link = std::fs::read_link(format!("/proc/self/fd/{}", back[0].as_raw_fd()));
         assert_eq!(link.unwrap().to_str(), Some("/memfd:a b (deleted)"));
         let mut files: Vec<_> = back.into_iter().map(File::from).collect();

@@ -17,8 +17,11 @@ use crate::{
     image::{Envelope, Image, Record},
 };
 
+pub mod device;
+pub mod epoll;
 pub mod eventfd;
 pub mod memfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 mod reopen;
@@ -114,5 +117,8 @@ descriptions! {
     timerfd::Timerfd,
     signalfd::Signalfd,
     memfd::Memfd,
+    epoll::Epoll,
+    pidfd::Pidfd,
     regular::Regular,
+    device::Device,
 }

@@ -1,0 +1,43 @@
+//! The one place where what a pod made on the host is released: after its end, and after a crash.
+//!
+//! What was made is written to `state.json` *before* it is made ([`crate::store::Made`]), so that nothing
+//! can be forgotten. Mounts need no entry: they vanish with the pod's mount namespace.
+
+use std::fs;
+use std::io;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
+
+use crate::store::{Made, Pod};
+use crate::{cgroup, net};
+
+/// Ends what is left of a pod's programs and releases everything that was made outside its directory.
+/// All is tried; the first error is returned.
+pub(crate) fn release(pod: &Pod, made: &Made) -> Result<()> {
+    let mut first = Ok(());
+    for directory in &made.cgroups {
+        first = first.and(cgroup::remove(directory));
+    }
+    for link in &made.links {
+        first = first.and(net::remove_link(link));
+    }
+    first.and(remove_socket(pod))
+}
+
+fn remove_socket(pod: &Pod) -> Result<()> {
+    match fs::remove_file(pod.path("ctl.sock")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("remove ctl.sock"),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a pod that is over, with its directory and layer.
+pub(crate) fn remove(pod: &Pod) -> Result<()> {
+    release(pod, &pod.written_state()?.made)?;
+    // Only a bug could have left a mount here; deleting through it would destroy the host's files.
+    while umount2(&pod.path("mnt"), MntFlags::MNT_DETACH).is_ok() {}
+    // Without its configuration it is no pod any more, even if the rest takes a while.
+    fs::remove_file(pod.path("config.json")).context("remove config.json")?;
+    fs::remove_dir_all(&pod.dir).with_context(|| format!("remove {}", pod.dir.display()))
+}

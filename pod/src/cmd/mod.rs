@@ -1,0 +1,116 @@
+//! What each command does, one file each. A command returns the exit code.
+
+mod attach;
+mod exec;
+mod follow;
+mod inspect;
+mod kill;
+mod logs;
+mod pause;
+mod ps;
+mod rm;
+mod run;
+mod stop;
+mod wait;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{Cli, Command, Globals, Internal};
+use crate::store::{Pod, Store};
+use crate::{holder, init, supervise};
+
+/// Runs the command line.
+pub(crate) fn run(cli: Cli) -> Result<u8> {
+    let globals = cli.globals;
+    if let Command::Internal(internal) = cli.command {
+        return self::internal(internal, &globals).map(|()| 0);
+    }
+    let store = open_store(&globals)?;
+    match cli.command {
+        Command::Run(arguments) => run::run(&store, *arguments),
+        Command::Ps(arguments) => ps::ps(&store, &arguments, globals.format),
+        Command::Inspect(one) => inspect::inspect(&store.find(&one.pod)?),
+        Command::Names(one) => inspect::names(&store.find(&one.pod)?, globals.format),
+        Command::Logs(arguments) => logs::logs(&store.find(&arguments.pod)?, &arguments),
+        Command::Exec(arguments) => exec::exec(&store.find(&arguments.pod)?, *arguments),
+        Command::Attach(one) => attach::attach(&store.find(&one.pod)?),
+        Command::Wait(one) => wait::wait(&store.find(&one.pod)?),
+        Command::Kill(arguments) => kill::kill(&store.find(&arguments.pod)?, &arguments),
+        Command::Stop(arguments) => stop::stop(&store.find(&arguments.pod)?, arguments.time),
+        Command::Pause(one) => pause::pause(&store.find(&one.pod)?),
+        Command::Resume(one) => pause::resume(&store.find(&one.pod)?),
+        Command::Rm(arguments) => rm::rm(&store, &arguments),
+        Command::Internal(_) => Ok(0),
+    }
+}
+
+/// The root: as told, or the usual place for the user.
+fn open_store(globals: &Globals) -> Result<Store> {
+    let root = globals.root.clone().map_or_else(usual_root, Ok)?;
+    Store::open(&root)
+}
+
+fn usual_root() -> Result<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/pod".into());
+    }
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    Ok(state
+        .or_else(home)
+        .context("neither --root, XDG_STATE_HOME nor HOME says where state goes")?
+        .join("pod"))
+}
+
+fn internal(internal: Internal, globals: &Globals) -> Result<()> {
+    // SAFETY: who starts these roles hands them this descriptor, and nobody else in this process uses it.
+    let handed = unsafe { OwnedFd::from_raw_fd(holder::HANDED) };
+    nix::fcntl::fcntl(
+        &handed,
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+    )
+    .context("this command is started by pod itself")?;
+    let pod = |id: &str| -> Result<(Store, Pod)> {
+        let store = open_store(globals)?;
+        let pod = store.find(id)?;
+        Ok((store, pod))
+    };
+    match internal {
+        Internal::Holder { id } => {
+            let (store, pod) = pod(&id)?;
+            let ended = holder::run(store, pod);
+            // The lock: whoever waits for it may remove the pod now.
+            drop(handed);
+            ended
+        }
+        Internal::Supervise { id } => {
+            let (store, pod) = pod(&id)?;
+            supervise::run(store, pod, handed.into())
+        }
+        Internal::Init => init::run(handed.into()),
+    }
+}
+
+/// Standard input, output and error output, or /dev/null in the place of the first.
+fn standard(with_input: bool) -> Result<[OwnedFd; 3]> {
+    let copy = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .context("duplicate a standard descriptor")
+    };
+    let input = if with_input {
+        copy(std::io::stdin().as_fd())?
+    } else {
+        File::open("/dev/null").context("open /dev/null")?.into()
+    };
+    Ok([
+        input,
+        copy(std::io::stdout().as_fd())?,
+        copy(std::io::stderr().as_fd())?,
+    ])
+}

@@ -1,0 +1,17 @@
+//! `pod stop`: asks a pod's program to end, and kills it when it does not in time.
+
+use anyhow::Result;
+
+use crate::messages::Ask;
+use crate::store::Pod;
+use crate::supervise::Client;
+
+/// Runs the command.
+pub(super) fn stop(pod: &Pod, seconds: u64) -> Result<u8> {
+    let client = Client::to_live(pod)?;
+    client.send(&Ask::Stop { seconds }, &[])?;
+    // The supervisor ends with the pod, and may do so before it has answered.
+    client.receive()?;
+    pod.until_let_go()?;
+    Ok(0)
+}

@@ -1,0 +1,103 @@
+//! What a layer holds: read from its upper directories, without overlay.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::decode;
+use crate::store::Pod;
+
+/// What happened to a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Added,
+    Changed,
+    Deleted,
+}
+
+/// One changed path of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Change {
+    pub(crate) kind: Kind,
+    /// As the pod sees it.
+    pub(crate) path: PathBuf,
+    /// Where its contents are on the host.
+    #[serde(skip)]
+    pub(crate) upper: PathBuf,
+}
+
+/// Places that exist only so that something of ours can be mounted there.
+const PLACES: [&str; 7] = [
+    "/proc",
+    "/sys",
+    "/dev",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/machine-id",
+];
+
+/// Every change in a pod's layer, parents first. `lower` says what lies under a path of the pod.
+pub(crate) fn changes(pod: &Pod, lower: &dyn Fn(&Path) -> PathBuf) -> Result<Vec<Change>> {
+    let layer = pod.path("layer");
+    let mut found = Vec::new();
+    if !layer.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(&layer).with_context(|| format!("list {}", layer.display()))? {
+        let entry = entry.with_context(|| format!("list {}", layer.display()))?;
+        let at = decode(&entry.file_name().to_string_lossy());
+        walk(&entry.path().join("upper"), &at, lower, &mut found)?;
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+fn walk(
+    upper: &Path,
+    at: &Path,
+    lower: &dyn Fn(&Path) -> PathBuf,
+    found: &mut Vec<Change>,
+) -> Result<()> {
+    for entry in fs::read_dir(upper).with_context(|| format!("list {}", upper.display()))? {
+        let entry = entry.with_context(|| format!("list {}", upper.display()))?;
+        let path = at.join(entry.file_name());
+        let metadata = fs::symlink_metadata(entry.path())
+            .with_context(|| format!("look at {}", entry.path().display()))?;
+        let below = fs::symlink_metadata(lower(&path)).ok();
+        if let Some(kind) = kind(&path, &metadata, below.as_ref()) {
+            found.push(Change {
+                kind,
+                path: path.clone(),
+                upper: entry.path(),
+            });
+        }
+        if metadata.is_dir() {
+            walk(&entry.path(), &path, lower, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn kind(path: &Path, upper: &fs::Metadata, lower: Option<&fs::Metadata>) -> Option<Kind> {
+    if upper.file_type().is_char_device() && upper.rdev() == 0 {
+        return Some(Kind::Deleted);
+    }
+    let place =
+        PLACES.iter().any(|place| path == Path::new(place)) && (upper.is_dir() || upper.len() == 0);
+    match lower {
+        None if place => None,
+        None => Some(Kind::Added),
+        // A directory that is only there to hold a change below it.
+        Some(lower) if upper.is_dir() && lower.is_dir() && same_attributes(upper, lower) => None,
+        Some(_) => Some(Kind::Changed),
+    }
+}
+
+fn same_attributes(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    (a.mode(), a.uid(), a.gid()) == (b.mode(), b.uid(), b.gid())
+}

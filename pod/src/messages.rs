@@ -1,0 +1,200 @@
+//! Every message that crosses a socket on one host. Descriptors that belong to a message are named in
+//! its comment, in their order.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::store::{Exit, Volume};
+
+/// The outcome of a request.
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// From the command line to the supervisor, over `ctl.sock`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Wait until the main program runs (or could not be started).
+    Started,
+    /// Wait for the main program's exit.
+    Wait,
+    /// Send a signal to the main program, or to the program with a pid in the pod.
+    Kill { signal: i32, vpid: Option<i32> },
+    /// Ask the main program to end (SIGTERM), after `seconds` end the pod.
+    Stop { seconds: u64 },
+    /// Stop the time of every program in the pod.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Run a program in the pod. Descriptors: standard input, output and error output, unless `tty`.
+    Exec(Program),
+    /// The pod's input. Answered with the terminal's master, or the writing end of standard input.
+    Attach,
+    /// Close the pod's standard input.
+    CloseInput,
+    /// What runs in the pod.
+    Processes,
+}
+
+/// From the supervisor to the command line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Told {
+    Done,
+    /// The main program runs and this is its pid in the pod.
+    Started(i32),
+    /// It ended.
+    Exited(Exit),
+    /// A program was started by `Exec`; its terminal's master is beside it if it has one. `Exited` follows.
+    Running(i32),
+    /// `Attach`: a descriptor is beside it if the pod has an input.
+    Input,
+    Processes(Vec<Process>),
+}
+
+/// A program in the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// As the pod sees it.
+    pub(crate) vpid: i32,
+    /// On this host, now.
+    pub(crate) pid: i32,
+    pub(crate) command: String,
+}
+
+/// What to run, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Program {
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    /// `user[:group]`, resolved in the pod.
+    pub(crate) user: Option<String>,
+    pub(crate) umask: u32,
+    /// Run it on a new terminal of the pod.
+    pub(crate) tty: bool,
+    /// Rows and columns of the terminal.
+    pub(crate) window: Option<(u16, u16)>,
+}
+
+/// From the supervisor to init. Init answers each with a [`FromInit::Answer`] of the same number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) number: u64,
+    pub(crate) body: ToInit,
+}
+
+/// What init is asked to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// Make the pod's world. Descriptors: `cgroup.procs` of each group its programs belong to.
+    Setup(Box<Setup>),
+    /// The supervisor has taken the interception listener: close init's copy of it.
+    ListenerTaken,
+    /// Start a program. Descriptors: standard input, output, error output, unless it gets a terminal.
+    Spawn { program: Program, main: bool },
+    /// Fork a task for a restart, with this pid if one is given. It waits in the stub page.
+    SpawnSeed { vpid: Option<i32> },
+    /// A restored task is the pod's main program.
+    Adopt { vpid: i32 },
+    /// Send a signal from inside the pod.
+    Kill { vpid: i32, signal: i32 },
+    /// End everything and exit.
+    Shutdown,
+}
+
+/// What init says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// Descriptors: see [`Answer`].
+    Answer {
+        number: u64,
+        outcome: Outcome<Answer>,
+    },
+    /// A program has ended, with this status of wait(2). `order` is the number of the one that began it.
+    Exited { order: u64, main: bool, status: i32 },
+}
+
+/// The outcome of an order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Done,
+    /// `Setup`: the number, in init, of the interception listener, if a filter was installed.
+    Ready {
+        listener: Option<i32>,
+        read_only: Vec<String>,
+    },
+    /// `Spawn`, `SpawnSeed`. Descriptors: a pidfd, then the terminal's master if there is one.
+    Spawned {
+        vpid: i32,
+    },
+}
+
+/// The pod's world, as init has to make it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    pub(crate) hostname: String,
+    /// Bring the loopback device up.
+    pub(crate) loopback: bool,
+    /// Own process id namespace: /proc is mounted anew. Else init is a subreaper.
+    pub(crate) own_pids: bool,
+    /// Offsets of CLOCK_MONOTONIC and CLOCK_BOOTTIME in nanoseconds, in a new time namespace.
+    pub(crate) clocks: Option<(i64, i64)>,
+    pub(crate) root: Root,
+    /// The interception filter: an array of `struct sock_filter`.
+    pub(crate) filter: Option<Vec<u8>>,
+}
+
+/// The pod's files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Root {
+    /// The store, which the pod must not see.
+    pub(crate) hide: PathBuf,
+    /// An empty directory to assemble the new root on.
+    pub(crate) mount_point: PathBuf,
+    /// `None`: the host's files themselves.
+    pub(crate) overlays: Option<Vec<Overlay>>,
+    /// Mounted file systems that are shown read-only, because they cannot lie under a layer.
+    pub(crate) read_only: Vec<PathBuf>,
+    /// Without privilege on the host: `userxattr`, device nodes bound and not made.
+    pub(crate) unprivileged: bool,
+    /// Files of our own, bound over the pod's: (ours, where in the pod).
+    pub(crate) files: Vec<(PathBuf, PathBuf)>,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// One file system of the host with the pod's writes on top.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Overlay {
+    /// Where in the pod.
+    pub(crate) at: PathBuf,
+    /// On the host.
+    pub(crate) lower: PathBuf,
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+}
+
+/// From the supervisor to the holder.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToHolder {
+    /// Keep a descriptor under a name, for the next supervisor. Descriptor: it.
+    Keep { name: String },
+    /// Close what is kept under a name.
+    Drop { name: String },
+    /// Write what comes from a descriptor to the log. Descriptor: it.
+    Pump { terminal: bool, error: bool },
+    /// Init's real pid: wait for it and no longer if the supervisor dies.
+    Init { pid: i32 },
+    /// The pod is over: write what is left, end the log, answer, and exit once the supervisor has.
+    Finish,
+}
+
+/// From the holder to the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromHolder {
+    /// A descriptor that was kept. Descriptor: it.
+    Kept { name: String },
+    /// All were sent. `first` is whether no supervisor ran before this one.
+    Begin { first: bool },
+    /// The log is complete.
+    Finished,
+}

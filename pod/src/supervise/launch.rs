@@ -1,0 +1,181 @@
+//! Bringing a pod to life, or taking over one that lives.
+//!
+//! ```text
+//!   init ──────▶ go_on: groups, layer ─▶ Setup ─▶ pipes or terminal ─▶ Spawn ─▶ running
+//!   take_over ─▶ go_on: nothing to do
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use super::holder_link::Kept;
+use super::init_link::InitLink;
+use super::{INIT, INIT_PROCESS, INPUT, Supervised, is_live, process};
+use crate::failure::Failure;
+use crate::messages::{Answer, Program, Setup, ToInit};
+use crate::store::{Config, Net, Phase};
+use crate::wire::Wire;
+use crate::{cgroup, layer};
+
+/// The link to init.
+pub(super) struct Begun(Arc<InitLink>);
+
+/// Starts init. Must be called while the supervisor has one thread.
+pub(super) fn init(supervised: &Arc<Supervised>) -> Result<Begun> {
+    supervised.change(|state| state.phase = Phase::Starting)?;
+    let process = process::start(process::namespaces(&supervised.config))?;
+    supervised.holder.init(process.pid)?;
+    supervised.holder.keep(INIT, &process.wire)?;
+    supervised.holder.keep(INIT_PROCESS, &process.pidfd)?;
+    supervised.change(|state| state.init = Some(process.pid))?;
+    Ok(Begun(Arc::new(InitLink::new(process.wire, process.pidfd))))
+}
+
+/// Takes over from a supervisor that died.
+pub(super) fn take_over(supervised: &Arc<Supervised>, mut kept: Kept) -> Result<Begun> {
+    let mut take = |name: &str| {
+        kept.remove(name)
+            .with_context(|| format!("the holder has no {name}"))
+    };
+    let (wire, process) = (Wire::from(take(INIT)?), take(INIT_PROCESS)?);
+    supervised.facts().input = take(INPUT).ok().map(Arc::new);
+    Ok(Begun(Arc::new(InitLink::new(wire, process))))
+}
+
+/// Goes on until the pod runs.
+pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> Result<()> {
+    let link = begun.0;
+    link.listen(supervised);
+    supervised.facts().init = Some(Arc::clone(&link));
+    if first {
+        set_up(supervised, &link)?;
+        return spawn_main(supervised, &link);
+    }
+    let phase = supervised.facts().state.phase;
+    if !is_live(phase) {
+        return Err(Failure::new("the supervisor died while the pod was being started").into());
+    }
+    supervised.change(|_| ())
+}
+
+fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
+    let config = &supervised.config;
+    let groups = make_groups(supervised)?;
+    let unprivileged = !nix::unistd::geteuid().is_root();
+    let setup = Setup {
+        hostname: config.hostname.clone(),
+        loopback: config.net != Net::Shared,
+        own_pids: true,
+        clocks: Some((0, 0)),
+        root: layer::plan(&supervised.store, &supervised.pod, config, unprivileged)?,
+        filter: None,
+    };
+    let (answer, _) = link.order(ToInit::Setup(Box::new(setup)), &groups)?;
+    let Answer::Ready { .. } = answer else {
+        return Err(Failure::new("init gave an answer to another question").into());
+    };
+    let kinds = ["process", "ipc", "host", "clock"];
+    supervised.change(|state| {
+        state.names = kinds
+            .iter()
+            .map(|kind| ((*kind).to_owned(), "kernel".to_owned()))
+            .collect();
+        let endpoint = if config.net == Net::Shared {
+            "host"
+        } else {
+            "kernel"
+        };
+        state
+            .names
+            .insert("endpoint".to_owned(), endpoint.to_owned());
+    })
+}
+
+fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {
+    let plan = cgroup::plan(&supervised.config)?;
+    supervised.change(|state| state.made.cgroups.clone_from(&plan.directories))?;
+    plan.make()
+}
+
+fn spawn_main(supervised: &Supervised, link: &InitLink) -> Result<()> {
+    let program = main_program(&supervised.config);
+    let (answer, fds) = if program.tty {
+        link.order(
+            ToInit::Spawn {
+                program,
+                main: true,
+            },
+            &[],
+        )?
+    } else {
+        spawn_on_pipes(supervised, link, program)?
+    };
+    let Answer::Spawned { vpid } = answer else {
+        return Err(Failure::new("init gave an answer to another question").into());
+    };
+    // A pidfd, then the terminal's master.
+    if let Some(master) = fds.into_iter().nth(1) {
+        supervised.holder.pump(&master, true, false)?;
+        keep_input(supervised, master)?;
+    }
+    supervised.change(|state| {
+        state.phase = Phase::Running;
+        state.main = Some(vpid);
+        state.started = Some(crate::store::now());
+    })
+}
+
+fn spawn_on_pipes(
+    supervised: &Supervised,
+    link: &InitLink,
+    program: Program,
+) -> Result<(Answer, Vec<OwnedFd>)> {
+    let (input, ours) = input(supervised.config.stdin)?;
+    let (output, output_end) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+    let (error, error_end) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+    supervised.holder.pump(&output, false, false)?;
+    supervised.holder.pump(&error, false, true)?;
+    let answered = link.order(
+        ToInit::Spawn {
+            program,
+            main: true,
+        },
+        &[input, output_end, error_end],
+    )?;
+    if let Some(ours) = ours {
+        keep_input(supervised, ours)?;
+    }
+    Ok(answered)
+}
+
+/// Standard input, and our writing end of it where it is a pipe.
+fn input(wanted: bool) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    if wanted {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+        return Ok((reader, Some(writer)));
+    }
+    let null = std::fs::File::open("/dev/null").context("open /dev/null")?;
+    Ok((null.into(), None))
+}
+
+fn keep_input(supervised: &Supervised, input: OwnedFd) -> Result<()> {
+    supervised.holder.keep(INPUT, &input)?;
+    supervised.facts().input = Some(Arc::new(input));
+    Ok(())
+}
+
+fn main_program(config: &Config) -> Program {
+    Program {
+        argv: config.command.clone(),
+        env: config.env.clone(),
+        cwd: config.cwd.clone(),
+        user: config.user.clone(),
+        umask: config.umask,
+        tty: config.tty,
+        window: config.window,
+    }
+}

@@ -1,0 +1,159 @@
+//! The supervisor: all logic of a running pod.
+//!
+//! ```text
+//!                   ctl.sock                         control socket
+//!   command line ──────────────▶ client threads ──────────────────▶ init (in the pod)
+//!                                     │  ▲                               │ Exited
+//!   holder ◀──── Keep, Pump, Finish ──┤  └── Pod (shared) ◀── reader ◀───┘
+//!          ────▶ Finished ────────────┘             │
+//!                                                   ▼
+//!                                main thread: launch ─▶ wait for the end ─▶ release
+//! ```
+//!
+//! Plain threads, one conversation each. What must survive the supervisor lies with the holder
+//! (descriptors) and in `state.json` (facts); a new supervisor takes both over and goes on.
+
+mod client;
+mod end;
+mod holder_link;
+mod init_link;
+mod launch;
+mod process;
+mod serve;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+
+use crate::failure::Failure;
+use crate::store::{Config, Exit, Phase, Pod, State, Store};
+use crate::wire::Wire;
+use holder_link::HolderLink;
+use init_link::InitLink;
+
+pub(crate) use client::Client;
+
+/// Names under which the holder keeps descriptors.
+const INIT: &str = "init";
+const INIT_PROCESS: &str = "init-process";
+/// The terminal's master, or the writing end of standard input.
+const INPUT: &str = "input";
+
+/// What ends a pod.
+#[derive(Debug)]
+enum Event {
+    MainExited(i32),
+    InitGone,
+    HolderGone,
+}
+
+/// A running pod, shared by the supervisor's threads.
+struct Supervised {
+    store: Store,
+    pod: Pod,
+    config: Config,
+    holder: HolderLink,
+    facts: Mutex<Facts>,
+    changed: Condvar,
+    events: Mutex<Sender<Event>>,
+}
+
+/// What changes while the pod lives.
+struct Facts {
+    state: State,
+    init: Option<Arc<InitLink>>,
+    input: Option<Arc<OwnedFd>>,
+    /// How programs started by `exec` ended, by the number of their order.
+    programs: BTreeMap<u64, Exit>,
+}
+
+impl Supervised {
+    /// A panic of another thread does not make the facts less true.
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, writes it, and tells whoever waits.
+    fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut facts = self.facts();
+        change(&mut facts.state);
+        let written = self.pod.write_state(&facts.state);
+        drop(facts);
+        self.changed.notify_all();
+        written
+    }
+
+    fn raise(&self, event: Event) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        // When the main thread is past waiting, the pod is ending already.
+        let _ = events.send(event);
+    }
+
+    fn init(&self) -> Result<Arc<InitLink>> {
+        self.facts()
+            .init
+            .clone()
+            .ok_or_else(|| Failure::new("the pod is not running").into())
+    }
+}
+
+/// Runs a supervisor. `wire` is its end of the holder's socket.
+pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let (kept, first) = holder_link::greet(&wire)?;
+    let (sender, events) = channel();
+    let config = pod.config()?;
+    let mut state = pod.written_state()?;
+    state.supervisor = Some(std::process::id() as i32);
+    let facts = Facts {
+        state,
+        init: None,
+        input: None,
+        programs: BTreeMap::new(),
+    };
+    let supervised = Arc::new(Supervised {
+        store,
+        pod,
+        config,
+        holder: HolderLink::new(wire.duplicate()?),
+        facts: Mutex::new(facts),
+        changed: Condvar::new(),
+        events: Mutex::new(sender),
+    });
+    // Made while there is one thread only: a child of ours inherits nothing half-done.
+    let begun = if first {
+        launch::init(&supervised)
+    } else {
+        launch::take_over(&supervised, kept)
+    };
+    holder_link::listen(&supervised, wire);
+    serve::start(&supervised)?;
+    live(&supervised, &events, begun, first)
+}
+
+fn live(
+    supervised: &Arc<Supervised>,
+    events: &Receiver<Event>,
+    begun: Result<launch::Begun>,
+    first: bool,
+) -> Result<()> {
+    let started = begun.and_then(|begun| launch::go_on(supervised, begun, first));
+    let ending = match started {
+        Ok(()) => wait(supervised, events).map(end::Ending::Over)?,
+        Err(error) => end::Ending::Failed(Failure::of(&error)),
+    };
+    end::end(supervised, ending)
+}
+
+fn wait(supervised: &Supervised, events: &Receiver<Event>) -> Result<Event> {
+    tracing::info!(pod = supervised.pod.id, "supervising");
+    events.recv().context("the events ended")
+}
+
+/// Whether a program of the pod can still be spoken to.
+fn is_live(phase: Phase) -> bool {
+    matches!(phase, Phase::Running | Phase::Paused | Phase::Held)
+}

@@ -1,0 +1,80 @@
+//! Starting the pod's init in namespaces of its own.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use intercept::sys::{Clone3, clone3, pidfd_open};
+use nix::sched::CloneFlags;
+
+use crate::failure::Hinted;
+use crate::holder::HANDED;
+use crate::store::{Config, Net};
+use crate::wire::Wire;
+
+/// A fresh init: it waits for its `Setup`.
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    pub(super) wire: Wire,
+}
+
+/// The namespaces a pod has of its own.
+pub(super) fn namespaces(config: &Config) -> CloneFlags {
+    let mut flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    if config.net != Net::Shared {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    flags
+}
+
+/// Clones a child into new namespaces and executes our own file there as `pod init`.
+pub(super) fn start(namespaces: CloneFlags) -> Result<Process> {
+    let (ours, theirs) = Wire::pair().context("socketpair")?;
+    let program = File::open("/proc/self/exe").context("open /proc/self/exe")?;
+    let argv = [CString::new("pod-init")?, CString::new("init")?];
+    let flags = namespaces.bits() as u64;
+    // SAFETY: the supervisor has one thread yet, so its child may do anything.
+    let pid = unsafe {
+        clone3(Clone3 {
+            flags,
+            set_tid: None,
+        })
+    }
+    .hinted(
+        "make the pod's namespaces",
+        "this needs root, or unprivileged user namespaces allowed by the host",
+    )?;
+    if pid == 0 {
+        become_init(&program, theirs.as_fd().as_raw_fd(), &argv);
+    }
+    // Not waited for yet, so the pid cannot be another's.
+    let pidfd = pidfd_open(pid).context("open a pidfd for init")?;
+    Ok(Process {
+        pid,
+        pidfd,
+        wire: ours,
+    })
+}
+
+fn become_init(program: &File, socket: i32, argv: &[CString]) -> ! {
+    // The socket is closed with this failed child, which is how the supervisor learns of it.
+    // SAFETY: no memory is passed; descriptor HANDED of this child is free or its copy of the socket.
+    let handed = unsafe {
+        if socket == HANDED {
+            libc::fcntl(socket, libc::F_SETFD, 0)
+        } else {
+            libc::dup2(socket, HANDED)
+        }
+    };
+    if handed >= 0 {
+        let empty: [CString; 0] = [];
+        let _ = nix::unistd::fexecve(program, argv, &empty);
+    }
+    // SAFETY: no memory is passed; nothing of the supervisor's may run at this exit.
+    unsafe { libc::_exit(125) }
+}

@@ -1,1 +1,16 @@
-//! restore
+//! Checkpoint and restart.
+//!
+//! `image` is a sleeping pod as files; `remote` lets a task of the pod run calls for us;
+//! `resource` holds a room for each kind of state; `capture` and `builder` are what those
+//! rooms work with.
+
+pub mod builder;
+pub mod capture;
+pub mod error;
+pub mod image;
+pub mod remote;
+pub mod resource;
+#[cfg(test)]
+mod testing;
+
+pub use error::{Error, Refusal, Refusals, Result};

@@ -1,0 +1,77 @@
+//! A round trip for unit tests of rooms: descriptors of this process go into an image and come back.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use intercept::sys::{Kcmp, kcmp};
+
+use crate::{
+    builder::Builder,
+    capture::{Capture, Probe},
+    error::{Refusal, Result},
+    image::{Image, Writer},
+    resource::ObjectId,
+};
+
+/// Captures descriptors into an image below `dir`; returns their numbers and what was refused.
+pub(crate) fn capture(dir: &Path, fds: &[BorrowedFd<'_>]) -> Result<(Vec<ObjectId>, Vec<Refusal>)> {
+    capture_with(dir, fds, |_| ())
+}
+
+/// [`capture`] with something said to the capture first.
+pub(crate) fn capture_with(
+    dir: &Path,
+    fds: &[BorrowedFd<'_>],
+    prepare: impl FnOnce(&mut Capture<'_>),
+) -> Result<(Vec<ObjectId>, Vec<Refusal>)> {
+    let mut writer = Writer::create(&dir.join("image"))?;
+    let mut cx = Capture::new(&mut writer);
+    prepare(&mut cx);
+    let mut ids = Vec::new();
+    for fd in fds {
+        let own = fd.try_clone_to_owned().expect("dup");
+        ids.push(cx.description(&Probe::new(1, Some(fd.as_raw_fd()), own)?)?);
+    }
+    cx.complete()?;
+    let refusals = cx.refusals().to_vec();
+    drop(cx);
+    writer.finish()?;
+    Ok((ids, refusals))
+}
+
+/// Captures descriptors, closes them and rebuilds them.
+pub(crate) fn round_trip(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>> {
+    round_trip_with(fds, |_| (), HashMap::new())
+}
+
+/// [`round_trip`] with something said to the capture first and streams for the builder.
+pub(crate) fn round_trip_with(
+    fds: Vec<OwnedFd>,
+    prepare: impl FnOnce(&mut Capture<'_>),
+    streams: HashMap<String, OwnedFd>,
+) -> Result<Vec<OwnedFd>> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let (ids, refusals) = capture_with(dir.path(), &borrowed, prepare)?;
+    assert_eq!(refusals, []);
+    drop(fds);
+    let image = Image::open(&dir.path().join("image"))?;
+    image.verify()?;
+    let mut builder = Builder::new(&image, streams);
+    builder.build()?;
+    image.all_read()?;
+    ids.iter()
+        .map(|id| Ok(builder.object(*id)?.try_clone_to_owned().expect("dup")))
+        .collect()
+}
+
+/// True when two descriptors share one open file description.
+pub(crate) fn same_description(a: &OwnedFd, b: &OwnedFd) -> bool {
+    let (own, a, b) = (std::process::id() as i32, a.as_raw_fd(), b.as_raw_fd());
+    kcmp(own, own, Kcmp::File, a as u64, b as u64)
+        .expect("kcmp")
+        .is_eq()
+}

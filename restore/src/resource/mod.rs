@@ -20,6 +20,7 @@ use crate::{
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod inotify;
 pub mod memfd;
 pub mod pidfd;
 pub mod pipe;
@@ -117,6 +118,7 @@ descriptions! {
     timerfd::Timerfd,
     signalfd::Signalfd,
     memfd::Memfd,
+    inotify::Inotify,
     epoll::Epoll,
     pidfd::Pidfd,
     regular::Regular,

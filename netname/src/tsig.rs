@@ -88,6 +88,13 @@ impl Key {
         BASE64.encode(self.signer.key())
     }
 
+    /// The key as a clause for BIND's `named.conf` and for the key files of `dig` and `nsupdate`.
+    #[must_use]
+    pub fn clause(&self) -> String {
+        let (name, secret) = (self.name(), self.secret());
+        format!("key \"{name}\" {{ algorithm hmac-sha256; secret \"{secret}\"; }};\n")
+    }
+
     pub(crate) fn signer(&self) -> &TSigner {
         &self.signer
     }

@@ -311,3 +311,85 @@ fn server_clock(other: &[u8], time: u64) -> i64 {
         .map(|b| u64::from_be_bytes([0, 0, b[0], b[1], b[2], b[3], b[4], b[5]]));
     i64::try_from(told.unwrap_or(time)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KeyConfig, ServerConfig, ZoneConfig, ZoneName, serve};
+
+    const LATE: u64 = 4000;
+
+    /// A question signed by a host whose clock is `LATE` seconds behind.
+    fn ask_late(server: SocketAddr, key: &Key) -> Error {
+        let step = Step {
+            server,
+            step: "look up",
+            name: "web",
+        };
+        let mut session =
+            Session::connect(server, Some(key), Duration::from_secs(20), step).unwrap();
+        let mut message = Message::query();
+        message.add_query(Query::query(
+            ZoneName::default().as_name().clone(),
+            RecordType::SOA,
+        ));
+        let asked = unix_now() - LATE;
+        let chain = key.sign_request(&mut message, asked).unwrap();
+        let bytes = message.to_vec().unwrap();
+        session
+            .write(
+                &[
+                    &u16::try_from(bytes.len()).unwrap().to_be_bytes()[..],
+                    &bytes,
+                ]
+                .concat(),
+            )
+            .unwrap();
+        let (id, op_code) = (message.metadata.id, message.metadata.op_code);
+        session
+            .receive(
+                &mut Pending {
+                    id,
+                    op_code,
+                    asked,
+                    chain: Some(chain),
+                },
+                step,
+            )
+            .unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn clocks_that_differ_are_named() {
+        let key = Key::generate("agent").unwrap();
+        let config = ServerConfig {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            zones: vec![ZoneConfig::primary(ZoneName::default())],
+            keys: vec![KeyConfig::new(&key)],
+            ..ServerConfig::default()
+        };
+        let server = serve(config).await.unwrap();
+        let addr = server.addresses()[0];
+        let error = tokio::task::spawn_blocking(move || ask_late(addr, &key))
+            .await
+            .unwrap();
+        let Error::ClockSkew {
+            server: told,
+            seconds,
+            ..
+        } = &error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!(*told, addr);
+        assert!(seconds.abs_diff(4000) < 600, "{seconds}");
+        assert!(error.to_string().contains("clock of this host"), "{error}");
+        server.stop().await.unwrap();
+    }
+
+    #[test]
+    fn the_servers_clock_is_in_the_other_data() {
+        assert_eq!(server_clock(&[0, 0, 0x65, 0, 0, 1], 7), 0x6500_0001);
+        assert_eq!(server_clock(&[], 7), 7);
+    }
+}

@@ -1,7 +1,7 @@
 //! Who asks, and what the key allows.
 
 use hickory_proto::{
-    op::ResponseCode::{self, NotAuth, Refused},
+    op::ResponseCode::{self, NotAuth, NotZone, Refused},
     rr::{DNSClass, Name, RData, Record, TSigResponseContext, rdata::tsig::TsigError},
 };
 use hickory_server::server::Request;
@@ -100,6 +100,9 @@ impl Holder {
         updates: &[Record],
     ) -> Result<(), ResponseCode> {
         let allowed = |record: &Record| self.grants.iter().any(|grant| covers(grant, zone, record));
+        if updates.iter().any(|record| !zone.holds(&record.name)) {
+            return Err(NotZone);
+        }
         if !self.grants.is_empty() && updates.iter().all(allowed) {
             Ok(())
         } else {

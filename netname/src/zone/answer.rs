@@ -272,3 +272,6 @@ impl ZoneHandler for Handler {
         LookupControlFlow::Break(Ok(AuthLookup::default()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -316,3 +316,6 @@ impl Replayed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

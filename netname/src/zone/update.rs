@@ -220,3 +220,6 @@ pub(crate) fn is_newer(new: u32, old: u32) -> bool {
 pub(crate) fn next_serial(serial: u32) -> u32 {
     serial.wrapping_add(1).max(1)
 }
+
+#[cfg(test)]
+mod tests;

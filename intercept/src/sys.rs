@@ -187,8 +187,10 @@ pub struct PagemapScan {
     pub end: u64,
     /// Where the walk ended (out).
     pub walk_end: u64,
-    vec: u64,
-    vec_len: u64,
+    /// Where regions go; filled in by [`pagemap_scan`].
+    pub vec: u64,
+    /// How many have room; filled in by [`pagemap_scan`].
+    pub vec_len: u64,
     /// Stop after so many pages; 0 for no limit.
     pub max_pages: u64,
     /// Categories whose meaning is inverted.

@@ -154,6 +154,7 @@ pub struct Capture<'w> {
     known: Vec<(OwnedFd, ObjectId)>,
     numbers: HashMap<(&'static str, Vec<u64>), u32>,
     next: HashMap<&'static str, u32>,
+    mapped: HashMap<Vec<u64>, ObjectId>,
     /// Names of the pod's stdio streams by the inode of our end.
     streams: HashMap<(u64, u64), String>,
     refusals: Vec<Refusal>,
@@ -170,6 +171,7 @@ impl<'w> Capture<'w> {
             known: Vec::new(),
             numbers: HashMap::new(),
             next: HashMap::new(),
+            mapped: HashMap::new(),
             streams: HashMap::new(),
             refusals: Vec::new(),
             proc: PathBuf::from("/proc/self"),
@@ -253,6 +255,15 @@ impl<'w> Capture<'w> {
     #[must_use]
     pub fn count(&self, space: &'static str) -> u32 {
         self.next.get(space).map_or(0, |next| next - 1)
+    }
+
+    /// The description through which a file was mapped, by the file's identity.
+    pub(crate) fn mapped(&self, key: &[u64]) -> Option<ObjectId> {
+        self.mapped.get(key).copied()
+    }
+
+    pub(crate) fn set_mapped(&mut self, key: &[u64], object: ObjectId) {
+        self.mapped.insert(key.to_vec(), object);
     }
 
     /// True when [`Capture::number`] has seen this key before.

@@ -6,10 +6,14 @@
 
 pub mod builder;
 pub mod capture;
+pub mod checkpoint;
 pub mod error;
+pub mod freeze;
 pub mod image;
 pub mod remote;
 pub mod resource;
+pub mod restart;
+pub mod service;
 #[cfg(test)]
 mod testing;
 

@@ -105,6 +105,15 @@ impl Batch {
         CallId(self.names.len() - 1)
     }
 
+    /// The results of an empty batch.
+    pub(crate) fn nothing(self) -> Results {
+        Results {
+            names: self.names,
+            values: Vec::new(),
+            data: self.data,
+        }
+    }
+
     pub(super) fn calls(&self) -> usize {
         self.names.len()
     }

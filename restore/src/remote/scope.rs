@@ -6,6 +6,7 @@ use intercept::{
     stub,
     tracee::{Regs, Stop, Stopped, TraceError},
 };
+use libc::pid_t;
 
 use super::{Batch, Results};
 use crate::error::{Error, Result};
@@ -111,7 +112,20 @@ impl Scope {
                 self.task.write(addr, bytes)?;
             }
         }
-        self = self.go(batch.calls())?;
+        let (born, again) = self.go(batch.calls())?;
+        self = again;
+        if let Some(child) = born {
+            return Err(TraceError::Astray {
+                tid: child,
+                stop: Stop::Event(0),
+                rip: 0,
+            }
+            .into());
+        }
+        self.collect(batch)
+    }
+
+    fn collect(self, batch: Batch) -> Result<(Results, Self)> {
         let (entries, data) = batch.sizes();
         let (mut e, mut d) = (vec![0; entries], vec![0; data]);
         let [(entries_at, _), (data_at, _)] = batch.parts();
@@ -122,15 +136,48 @@ impl Scope {
         Ok((batch.results(&e, d), self))
     }
 
-    /// Points the task at the batch loop and waits for its end.
-    fn go(mut self, calls: usize) -> Result<Self> {
+    /// Runs a batch whose last call makes a child, and returns the child's pid; the kernel has attached it.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] with the call that failed.
+    pub fn fork(self, batch: Batch) -> Result<(pid_t, Self)> {
+        for (addr, bytes) in batch.parts() {
+            if !bytes.is_empty() {
+                self.task.write(addr, bytes)?;
+            }
+        }
+        let tid = self.task.tid();
+        let (born, scope) = self.go(batch.calls())?;
+        let (results, scope) = scope.collect(batch)?;
+        match (born, results.failure()) {
+            (Some(child), None) => Ok((child, scope)),
+            (_, failure) => {
+                scope.end()?;
+                let (call, errno) = failure.unwrap_or(("clone3", libc::ECHILD));
+                Err(Error::Remote {
+                    call,
+                    tid,
+                    source: io::Error::from_raw_os_error(errno),
+                })
+            }
+        }
+    }
+
+    /// Points the task at the batch loop and waits for its end; the child that was born on the way.
+    fn go(mut self, calls: usize) -> Result<(Option<pid_t>, Self)> {
         self.aim(calls)?;
-        self.task = self.task.cont(0)?.wait_stopped()?;
-        match self.task.stop() {
-            Stop::Signal(libc::SIGTRAP) => Ok(self),
-            stop => {
-                let (tid, rip) = (self.task.tid(), self.task.regs()?.rip);
-                Err(TraceError::Astray { tid, stop, rip }.into())
+        let mut born = None;
+        loop {
+            self.task = self.task.cont(0)?.wait_stopped()?;
+            match self.task.stop() {
+                Stop::Signal(libc::SIGTRAP) => return Ok((born, self)),
+                Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE) => {
+                    born = Some(self.task.event_message()? as pid_t);
+                }
+                stop => {
+                    let (tid, rip) = (self.task.tid(), self.task.regs()?.rip);
+                    return Err(TraceError::Astray { tid, stop, rip }.into());
+                }
             }
         }
     }

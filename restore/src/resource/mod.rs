@@ -17,17 +17,24 @@ use crate::{
     image::{Envelope, Image, Record},
 };
 
+pub mod creds;
 pub mod device;
 pub mod epoll;
 pub mod eventfd;
+pub mod files;
 pub mod inotify;
 pub mod memfd;
+pub mod mm;
 pub mod pidfd;
 pub mod pipe;
+pub mod process;
 pub mod regular;
 mod reopen;
+pub mod signal;
 pub mod signalfd;
 pub mod stream;
+pub mod thread;
+pub mod timer;
 pub mod timerfd;
 
 /// Number of an open file description in the image.

@@ -1,0 +1,365 @@
+//! Stopping a pod: every thread of every process, until nothing is left that could start
+//! another.
+//!
+//! ```text
+//! list ─▶ seize + interrupt the new ones ─▶ wait for their stops ─▶ list again …
+//!   … until a listing brings nothing new: all that exist stand still, so none can fork.
+//! ```
+//!
+//! The stop must not be visible. Calls that the kernel restarts by itself are left alone;
+//! those that return EINTR for a mere stop (signal(7), "never restarted") are rewound, so
+//! that the program waits on. A parent in vfork does not stop before its child has executed
+//! or died: the child is let go on until then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+};
+
+use intercept::{
+    sys::{self, Kcmp},
+    tracee::{Running, Stop, Stopped, TraceError, Waited},
+};
+use libc::pid_t;
+use tracing::debug;
+
+use crate::error::{Error, Result};
+
+/// Options every tracee of ours has: forks we inject are attached by the kernel.
+pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// A thread that stands still.
+#[derive(Debug)]
+pub struct Task {
+    /// Its tracee.
+    pub stopped: Stopped,
+    /// The job-control signal that had stopped it before we came.
+    pub stopped_by: Option<i32>,
+}
+
+/// A process of which every thread stands still, or a zombie (which has none).
+#[derive(Debug)]
+pub struct Process {
+    /// Its pid on this host.
+    pub pid: pid_t,
+    /// Its threads, the leader first; empty for a zombie.
+    pub threads: Vec<Task>,
+}
+
+/// A pod that stands still. Dropped or let go, it runs on as if nothing had been.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// Its processes, parents before their children.
+    pub processes: Vec<Process>,
+}
+
+/// The processes below `root`, itself left out, parents before children; threads' children included.
+///
+/// # Errors
+/// [`Error::File`] when /proc cannot be read at all.
+pub fn descendants(root: pid_t) -> Result<Vec<pid_t>> {
+    let (mut all, mut next) = (Vec::new(), 0);
+    let mut parent = root;
+    loop {
+        for tid in threads_of(parent) {
+            let path = format!("/proc/{parent}/task/{tid}/children");
+            match fs::read_to_string(&path) {
+                Ok(list) => all.extend(
+                    list.split_whitespace()
+                        .filter_map(|p| p.parse::<pid_t>().ok()),
+                ),
+                Err(e) if gone(&e) => {}
+                Err(e) => return Err(Error::file("read", path, e)),
+            }
+        }
+        match all.get(next) {
+            Some(pid) => parent = *pid,
+            None => return Ok(all),
+        }
+        next += 1;
+    }
+}
+
+fn gone(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
+}
+
+fn threads_of(pid: pid_t) -> Vec<pid_t> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut tids: Vec<pid_t> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_string_lossy().parse().ok())
+        .collect();
+    tids.sort_by_key(|tid| (*tid != pid, *tid));
+    tids
+}
+
+/// The state letter of a task: `R`, `S`, `Z`…
+fn state(tid: pid_t) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Stops every process below `init` except those in `spared` (our own).
+///
+/// # Errors
+/// A task that cannot be traced; everything stopped so far goes on.
+pub fn freeze(init: pid_t, spared: &[pid_t]) -> Result<Frozen> {
+    let _span = tracing::info_span!("freeze", init).entered();
+    let mut stopped = BTreeMap::new();
+    loop {
+        let fresh = seize_new(init, spared, &stopped)?;
+        if fresh.is_empty() {
+            return arrange(init, spared, stopped);
+        }
+        settle(fresh, &mut stopped)?;
+    }
+}
+
+fn seize_new(
+    init: pid_t,
+    spared: &[pid_t],
+    stopped: &BTreeMap<pid_t, Task>,
+) -> Result<Vec<Running>> {
+    let mut fresh: Vec<Running> = Vec::new();
+    let mut known: BTreeSet<pid_t> = stopped.keys().copied().collect();
+    for pid in descendants(init)?
+        .into_iter()
+        .filter(|p| !spared.contains(p))
+    {
+        for tid in threads_of(pid).into_iter().filter(|t| known.insert(*t)) {
+            match Running::seize(tid, OPTIONS) {
+                Ok(running) => fresh.push(running),
+                Err(TraceError::Gone(_)) => {}
+                Err(_) if matches!(state(tid), Some('Z' | 'X') | None) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    for running in &fresh {
+        match running.interrupt() {
+            Ok(()) | Err(TraceError::Gone(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(fresh)
+}
+
+/// Waits until each of `running` has stopped or died.
+fn settle(running: Vec<Running>, stopped: &mut BTreeMap<pid_t, Task>) -> Result<()> {
+    let mut waiting = running;
+    let mut turns = 0_u32;
+    while !waiting.is_empty() {
+        let mut still = Vec::new();
+        for running in waiting {
+            match running.try_wait() {
+                Ok(Ok(Waited::Stopped(s))) => match note(s)? {
+                    Noted::Stands(task) => drop(stopped.insert(task.stopped.tid(), task)),
+                    Noted::GoesOn(running) => still.push(running),
+                },
+                Ok(Err(running)) => still.push(running),
+                Ok(Ok(Waited::Gone(_))) | Err(TraceError::Gone(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        waiting = still;
+        turns += 1;
+        if turns.is_multiple_of(64) {
+            release_vfork_children(&waiting, stopped)?;
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        } else if !waiting.is_empty() {
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+enum Noted {
+    Stands(Task),
+    GoesOn(Running),
+}
+
+fn note(stopped: Stopped) -> Result<Noted> {
+    match stopped.stop() {
+        Stop::Interrupt => {
+            rewind(&stopped)?;
+            Ok(Noted::Stands(Task {
+                stopped,
+                stopped_by: None,
+            }))
+        }
+        Stop::Group(signal) => Ok(Noted::Stands(Task {
+            stopped,
+            stopped_by: Some(signal),
+        })),
+        // The signal takes effect now; the interrupt's stop comes right after it.
+        Stop::Signal(signal) => Ok(Noted::GoesOn(stopped.cont(signal)?)),
+        Stop::Event(_) | Stop::Syscall => Ok(Noted::GoesOn(stopped.cont(0)?)),
+    }
+}
+
+/// Lets the stopped children of parents that wait in vfork go on; they stop again at their exec.
+fn release_vfork_children(waiting: &[Running], stopped: &mut BTreeMap<pid_t, Task>) -> Result<()> {
+    for parent in waiting
+        .iter()
+        .map(Running::tid)
+        .filter(|tid| state(*tid) == Some('D'))
+    {
+        let child = stopped
+            .keys()
+            .copied()
+            .find(|child| is_vfork_child(parent, *child));
+        let Some(task) = child.and_then(|c| stopped.remove(&c)) else {
+            continue;
+        };
+        debug!(parent, child, "letting a vfork child go on");
+        let running = task.stopped.cont(0)?;
+        let child = running.tid();
+        wait_for_exec(running)?;
+        debug!(child, "vfork child has executed or died");
+        if state(child).is_some_and(|s| s != 'Z') {
+            let again = Running::attached(child);
+            again.interrupt().or_else(ignore_gone)?;
+            settle_one(again, stopped)?;
+        }
+    }
+    Ok(())
+}
+
+fn ignore_gone(e: TraceError) -> Result<(), TraceError> {
+    if matches!(e, TraceError::Gone(_)) {
+        Ok(())
+    } else {
+        Err(e)
+    }
+}
+
+fn is_vfork_child(parent: pid_t, child: pid_t) -> bool {
+    parent != child
+        && !threads_of(parent).contains(&child)
+        && sys::kcmp(parent, child, Kcmp::Vm, 0, 0).is_ok_and(std::cmp::Ordering::is_eq)
+}
+
+fn wait_for_exec(mut running: Running) -> Result<()> {
+    loop {
+        match running.wait() {
+            Ok(Waited::Stopped(s)) => match s.stop() {
+                Stop::Event(libc::PTRACE_EVENT_EXEC) => {
+                    return s.cont(0).map(drop).map_err(Into::into);
+                }
+                Stop::Signal(signal) => running = s.cont(signal)?,
+                _ => running = s.cont(0)?,
+            },
+            Ok(Waited::Gone(_)) | Err(TraceError::Gone(_)) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn settle_one(mut running: Running, stopped: &mut BTreeMap<pid_t, Task>) -> Result<()> {
+    loop {
+        match running.wait() {
+            Ok(Waited::Stopped(s)) => match note(s)? {
+                Noted::Stands(task) => {
+                    stopped.insert(task.stopped.tid(), task);
+                    return Ok(());
+                }
+                Noted::GoesOn(again) => running = again,
+            },
+            Ok(Waited::Gone(_)) | Err(TraceError::Gone(_)) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Calls that return EINTR for a mere stop, whatever handlers there are (signal(7)); those on
+/// sockets do so when the socket has a time-out.
+const NEVER_RESTARTED: &[i64] = &[
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+];
+
+const EINTR: i64 = -(libc::EINTR as i64);
+
+/// Makes a call that our stop interrupted begin again.
+fn rewind(stopped: &Stopped) -> Result<()> {
+    let mut regs = stopped.regs()?;
+    let nr = regs.orig_rax as i64;
+    if regs.rax as i64 != EINTR
+        || !NEVER_RESTARTED.contains(&nr)
+        || !behind_syscall(stopped, regs.rip)
+    {
+        return Ok(());
+    }
+    regs.rip -= 2;
+    (regs.rax, regs.orig_rax) = (nr as u64, u64::MAX);
+    Ok(stopped.set_regs(&regs)?)
+}
+
+/// True when the instruction before `rip` is `syscall`: no handler's frame lies in between.
+fn behind_syscall(stopped: &Stopped, rip: u64) -> bool {
+    let mut code = [0; 2];
+    stopped.read(rip.wrapping_sub(2), &mut code).is_ok() && code == [0x0f, 0x05]
+}
+
+fn arrange(init: pid_t, spared: &[pid_t], mut stopped: BTreeMap<pid_t, Task>) -> Result<Frozen> {
+    let mut processes = Vec::new();
+    for pid in descendants(init)?
+        .into_iter()
+        .filter(|p| !spared.contains(p))
+    {
+        let threads: Vec<Task> = threads_of(pid)
+            .iter()
+            .filter_map(|tid| stopped.remove(tid))
+            .collect();
+        if !threads.is_empty() || state(pid) == Some('Z') {
+            processes.push(Process { pid, threads });
+        }
+    }
+    Ok(Frozen { processes })
+}
+
+impl Frozen {
+    /// Lets everything go on as it was.
+    ///
+    /// # Errors
+    /// Never for a task that died meanwhile; otherwise the first detach that failed, after trying all.
+    pub fn resume(self) -> Result<()> {
+        let mut failed = None;
+        for task in self.processes.into_iter().flat_map(|p| p.threads) {
+            if let Err(e) = task.stopped.detach(0).or_else(ignore_gone) {
+                failed.get_or_insert(e);
+            }
+        }
+        failed.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// How many threads stand still.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.processes.iter().map(|p| p.threads.len()).sum()
+    }
+}

@@ -18,11 +18,15 @@ pub const DEFAULT_TTL: u32 = 5;
 pub struct ServerConfig {
     /// Addresses for UDP and TCP; port 0 lets the kernel choose one for both.
     pub listen: Vec<SocketAddr>,
+    /// Addresses, besides those, where pods ask: pods with a virtual address are answered with that
+    /// and with virtual ports.
+    pub inside: Vec<SocketAddr>,
     /// Zones held here.
     pub zones: Vec<ZoneConfig>,
     /// Keys and what they allow.
     pub keys: Vec<KeyConfig>,
-    /// Resolvers asked for every other name; without any, other names are refused.
+    /// Resolvers asked for every other name, on behalf of whoever reaches the addresses above;
+    /// without any, other names are refused.
     pub forwarders: Vec<SocketAddr>,
     /// Directory of the journals, made if missing; `None` keeps zones in memory only.
     pub state: Option<PathBuf>,

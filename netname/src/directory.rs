@@ -146,6 +146,12 @@ impl Names {
         ])
     }
 
+    /// Owners of the SRV sets of a service.
+    pub(crate) fn service_owners(&self, service: &Service) -> Result<[Name; 2]> {
+        let names = self.of(service)?;
+        Ok([names.direct, names.instance])
+    }
+
     /// Sets that hold nothing but this pod's own records, given the services it has.
     pub(crate) fn own_sets(&self, services: &[Service]) -> Result<BTreeSet<(Name, RecordType)>> {
         let mut sets = BTreeSet::new();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  read ── epoch is `to` ──────────────▶ Committed
-//!   │ ├─── epoch is neither ───────────▶ Lost
+//!   │ ├─── epoch is neither ─ UPDATE of nothing if epoch is `from` ─ it is not ─▶ Lost
 //!   │ └─── epoch is `from`
 //!   │          ▼
 //!   │      UPDATE if epoch and endpoints are as read ─ NOERROR ─▶ Committed
@@ -11,7 +11,8 @@
 //!   └──────────┴─ no answer ────────────▶ read again over a new connection; no answer: Unknown
 //! ```
 //! Sending the update again is harmless: whichever copy comes second finds its prerequisite gone, and
-//! the token in the epoch tells that the first one was ours.
+//! the token in the epoch tells that the first one was ours. A loss is confirmed by an update without
+//! changes, because a server that is no longer the primary may still show an old epoch.
 
 use hickory_proto::{
     op::ResponseCode::{NXDomain, NXRRSet, NoError, ServFail, YXDomain, YXRRSet},
@@ -100,8 +101,10 @@ impl<'a> Attempt<'a> {
         let mut session = self.updater.session("update", &self.change.pod)?;
         let found = self.updater.read(&mut session, &self.names)?;
         let current = found.as_ref().map(|found| found.entry.epoch);
-        if let Some(outcome) = self.judge(current, found.as_ref()) {
-            return Ok(Round::Done(outcome));
+        match self.judge(current, found.as_ref()) {
+            Some(lost @ Outcome::Lost { .. }) => return self.confirm(&mut session, lost),
+            Some(outcome) => return Ok(Round::Done(outcome)),
+            None => {}
         }
         self.before = found
             .as_ref()
@@ -120,6 +123,26 @@ impl<'a> Attempt<'a> {
             return Some(self.committed());
         }
         (current != self.change.from).then_some(Outcome::Lost { current })
+    }
+
+    /// Asks the primary whether the prerequisite is false indeed.
+    fn confirm(&self, session: &mut Session<'_>, lost: Outcome) -> Result<Round> {
+        let update = Update::of(&self.updater.authority().zone);
+        let update = match &self.change.from {
+            Some(from) => update.if_set(&self.names.host, RecordType::TXT, &[epoch_data(from)]),
+            None => update.if_unused(&self.names.host),
+        };
+        let zone = update.zone().to_string();
+        let step = session.step("check the epoch in", &zone);
+        match session
+            .exchange(update.into_message(), step)?
+            .metadata
+            .response_code
+        {
+            NXRRSet | YXDomain => Ok(Round::Done(lost)),
+            NoError => Ok(Round::Again),
+            code => Err(step.refused(code)),
+        }
     }
 
     fn committed(&self) -> Outcome {

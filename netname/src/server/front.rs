@@ -17,7 +17,7 @@ use hickory_server::{
 };
 
 use super::{access::Access, forward::Forwarder, held::Held, transfer};
-use crate::zone::answer::Handler;
+use crate::zone::{answer::Handler, inside::Inside};
 
 /// Handles all requests of a server.
 pub(crate) struct Front {
@@ -28,12 +28,19 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub(crate) fn new(zones: &[Arc<Held>], access: &Arc<Access>, forwarder: Forwarder) -> Self {
+    /// `inside`: for the addresses where pods ask.
+    pub(crate) fn new(
+        zones: &[Arc<Held>],
+        access: &Arc<Access>,
+        forwarder: Forwarder,
+        inside: bool,
+    ) -> Self {
         let mut catalog = Catalog::new();
         for held in zones {
             let handler = Handler {
                 zone: held.zone.clone(),
                 access: access.clone(),
+                inside: inside.then(Inside::default),
             };
             catalog.upsert(held.zone.origin().clone(), vec![Arc::new(handler)]);
         }

@@ -43,8 +43,9 @@ const PORT_ATTEMPTS: usize = 32;
 
 /// A running name server. Dropping it stops it at once; [`Server::stop`] waits for what is in progress.
 pub struct Server {
-    wire: Wire<Front>,
+    wires: [Wire<Front>; 2],
     addresses: Vec<SocketAddr>,
+    inside: Vec<SocketAddr>,
     zones: Vec<Arc<Held>>,
     access: Arc<Access>,
     _tasks: JoinSet<()>,
@@ -69,25 +70,18 @@ pub async fn serve(config: ServerConfig) -> Result<Server> {
         step: "open the zones",
         source,
     })??;
-    let mut wire = Wire::new(Front::new(
-        &zones,
-        &access,
-        Forwarder::new(&config.forwarders),
-    ));
-    let mut addresses = Vec::new();
-    for addr in &config.listen {
-        let (listener, socket, addr) = bind(*addr).await?;
-        wire.register_socket(socket);
-        wire.register_listener(listener, IDLE, BACKLOG);
-        addresses.push(addr);
-    }
+    let front = |inside| Front::new(&zones, &access, Forwarder::new(&config.forwarders), inside);
+    let mut wires = [Wire::new(front(false)), Wire::new(front(true))];
+    let addresses = listen(&mut wires[0], &config.listen).await?;
+    let inside = listen(&mut wires[1], &config.inside).await?;
     let mut tasks = JoinSet::new();
     for held in &zones {
         held.start(&access, &mut tasks);
     }
     Ok(Server {
-        wire,
+        wires,
         addresses,
+        inside,
         zones,
         access,
         _tasks: tasks,
@@ -147,6 +141,17 @@ fn make_dir(dir: &Path) -> io::Result<()> {
         .create(dir)
 }
 
+async fn listen(wire: &mut Wire<Front>, wanted: &[SocketAddr]) -> Result<Vec<SocketAddr>> {
+    let mut bound = Vec::new();
+    for addr in wanted {
+        let (listener, socket, addr) = bind(*addr).await?;
+        wire.register_socket(socket);
+        wire.register_listener(listener, IDLE, BACKLOG);
+        bound.push(addr);
+    }
+    Ok(bound)
+}
+
 /// Binds UDP and TCP to one address; where the kernel chooses the port, to one that both can have.
 async fn bind(addr: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr)> {
     let fault = |proto| {
@@ -176,6 +181,12 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Addresses where pods ask, in the order of the configuration.
+    #[must_use]
+    pub fn inside_addresses(&self) -> &[SocketAddr] {
+        &self.inside
     }
 
     /// A zone as it is in this process, without asking over the network.
@@ -235,11 +246,17 @@ impl Server {
 
     /// Stops taking requests, waits for the update in progress, and gives the journals back.
     pub async fn stop(mut self) -> Result<()> {
-        let stopped = self
-            .wire
-            .shutdown_gracefully()
-            .await
-            .map_err(|e| Error::Serve(e.to_string()));
+        let mut stopped = Ok(());
+        let listening = [!self.addresses.is_empty(), !self.inside.is_empty()];
+        for (wire, _) in self
+            .wires
+            .iter_mut()
+            .zip(listening)
+            .filter(|(_, listening)| *listening)
+        {
+            let end = wire.shutdown_gracefully().await;
+            stopped = stopped.and(end.map_err(|e| Error::Serve(e.to_string())));
+        }
         let zones = std::mem::take(&mut self.zones);
         let close =
             tokio::task::spawn_blocking(move || zones.iter().for_each(|held| held.zone.close()));

@@ -17,7 +17,7 @@ use hickory_server::{
     },
 };
 
-use super::{Zone, records::Records};
+use super::{Zone, inside::Inside, records::Records};
 use crate::{config::Role, server::access::Access, tsig::unix_now};
 
 /// A chain of CNAMEs longer than this is cut.
@@ -168,6 +168,8 @@ fn additionals(records: &Records, answers: &[Record]) -> Vec<Record> {
 pub(crate) struct Handler {
     pub(crate) zone: Arc<Zone>,
     pub(crate) access: Arc<Access>,
+    /// Where pods ask.
+    pub(crate) inside: Option<Inside>,
 }
 
 impl Handler {
@@ -177,10 +179,19 @@ impl Handler {
             return LookupControlFlow::Break(Err(ResponseCode::Refused.into()));
         }
         let snapshot = self.zone.snapshot();
-        let found = answer(&snapshot.records, self.zone.origin(), name, rtype).map(|found| {
-            let more = (!found.additionals.is_empty())
-                .then_some(LookupRecords::Section(found.additionals));
-            AuthLookup::answers(LookupRecords::Section(found.records), more)
+        let origin = self.zone.origin();
+        let found = match &self.inside {
+            Some(inside) => answer(
+                &inside.records(&snapshot, self.zone.name()),
+                origin,
+                name,
+                rtype,
+            ),
+            None => answer(&snapshot.records, origin, name, rtype),
+        };
+        let found = found.map(|found| {
+            let more = LookupRecords::Section(found.additionals);
+            AuthLookup::answers(LookupRecords::Section(found.records), Some(more))
         });
         LookupControlFlow::Break(found)
     }

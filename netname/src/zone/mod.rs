@@ -10,6 +10,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod codec;
+pub(crate) mod inside;
 pub(crate) mod journal;
 pub(crate) mod records;
 pub(crate) mod update;
@@ -91,6 +92,13 @@ impl Seed<'_> {
     }
 }
 
+/// The clock, so that secondaries of a zone whose state was lost see that it is newer.
+fn first_serial() -> u32 {
+    u32::try_from(crate::tsig::unix_now() & u64::from(u32::MAX))
+        .unwrap_or(1)
+        .max(1)
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -105,7 +113,8 @@ impl Zone {
     ) -> Result<Self> {
         let primary = matches!(role, Role::Primary { .. });
         let first = if primary {
-            (1, seed.records(name, 1)?)
+            let serial = first_serial();
+            (serial, seed.records(name, serial)?)
         } else {
             (0, Records::default())
         };
@@ -131,7 +140,8 @@ impl Zone {
         };
         if primary && zone.snapshot().records.soa(&zone.origin).is_none() {
             // Was a secondary that never transferred anything before it became the primary.
-            zone.install(1, seed.records(name, 1)?)?;
+            let serial = first_serial();
+            zone.install(serial, seed.records(name, serial)?)?;
         }
         zone.renew();
         Ok(zone)

@@ -11,13 +11,13 @@ use std::{
 };
 
 use netname::{
-    Authority, Entry, Epoch, Error, Key, Proto, ServerConfig, Service, Updater, ZoneConfig,
-    ZoneName, serve,
+    Authority, Entry, Epoch, Error, Key, Placement, Proto, ServerConfig, Service, Updater,
+    ZoneConfig, ZoneName, serve,
 };
 use tempfile::TempDir;
 
 use super::{
-    common::{at, blocking, committed, lost_to, pod, reverse, start, updater},
+    common::{any, at, blocking, committed, lost_to, pod, primary, reverse, start, updater},
     forwarding::dig,
 };
 
@@ -371,6 +371,52 @@ async fn dig_reads_our_zone() {
         assert!(
             dig(addr, &["-y", &signed, "+short", "web.pod.internal", "A"]).contains("192.0.2.7")
         );
+    })
+    .await;
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn pods_are_told_virtual_endpoints_and_outsiders_real_ones() {
+    let key = Key::generate("agent").unwrap();
+    let config = ServerConfig {
+        inside: vec![any()],
+        ..primary(&key, None)
+    };
+    let server = serve(config).await.unwrap();
+    let (outside, inside) = (server.addresses()[0], server.inside_addresses()[0]);
+    let updater = updater(outside, &key);
+    blocking(move || {
+        let epoch = Epoch::first();
+        assert!(committed(
+            &updater.publish(&pod("web"), &epoch, &at(7)).unwrap()
+        ));
+        let host = ["+short", "web.pod.internal", "A"];
+        assert_eq!(dig(outside, &host), "192.0.2.7\n");
+        assert_eq!(dig(inside, &host), "10.77.0.3\n");
+        for owner in [
+            "_redis._tcp.web.pod.internal",
+            "web._redis._tcp.pod.internal",
+        ] {
+            assert_eq!(
+                dig(outside, &["+short", owner, "SRV"]),
+                "0 0 16379 web.pod.internal.\n"
+            );
+            assert_eq!(
+                dig(inside, &["+short", owner, "SRV"]),
+                "0 0 6379 web.pod.internal.\n"
+            );
+        }
+        let same = Placement {
+            virtual_address: None,
+            ..at(8)
+        };
+        assert!(committed(
+            &updater
+                .move_to(&pod("web"), &epoch, &epoch.next(), &same)
+                .unwrap()
+        ));
+        assert_eq!(dig(inside, &host), "192.0.2.8\n");
     })
     .await;
     server.stop().await.unwrap();

@@ -235,3 +235,30 @@ async fn a_key_without_transfer_gets_no_copy() {
     .await;
     first.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_old_copy_is_not_believed_about_a_lost_race() {
+    let (first, key) = start(None).await;
+    let (one, two) = (Epoch::first(), Epoch::first().next());
+    publish(&first, &key, "web", one).await;
+    // Nobody tells this copy of changes.
+    let second = serve(copy(first.addresses()[0], &key, None)).await.unwrap();
+    zone(&second).wait_for(zone(&first).serial()).await.unwrap();
+    let (at_first, at_second) = (
+        updater(first.addresses()[0], &key),
+        updater(second.addresses()[0], &key),
+    );
+    blocking(move || {
+        assert!(committed(
+            &at_first.move_to(&pod("web"), &one, &two, &at(8)).unwrap()
+        ));
+        assert_eq!(at_second.lookup(&pod("web")).unwrap().unwrap().epoch, one);
+        let error = at_second
+            .move_to(&pod("web"), &two, &two.next(), &at(9))
+            .unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
+    })
+    .await;
+    first.stop().await.unwrap();
+    second.stop().await.unwrap();
+}

@@ -19,7 +19,7 @@ fn key() -> RrKey {
 }
 
 fn change(value: usize) -> Changes {
-    let set = (value % 3 != 0).then(|| {
+    let set = (!value.is_multiple_of(3)).then(|| {
         Arc::new(Rrset {
             ttl: 5,
             data: vec![text(value)],
@@ -101,7 +101,7 @@ fn blocks_that_never_reached_the_disk_are_torn_too() {
         fs::write(&path, &hole).unwrap();
         match open(&path) {
             Ok((_, serial, records)) => {
-                assert_eq!((serial, &records), (5, &states[4]), "zeroed from {zeroed}")
+                assert_eq!((serial, &records), (5, &states[4]), "zeroed from {zeroed}");
             }
             // The head's length survived in part: no way to tell, so nothing is guessed.
             Err(Error::JournalDamaged { offset, .. }) => {
@@ -176,4 +176,23 @@ fn two_servers_cannot_share_a_journal() {
     ));
     drop(first);
     open(&path).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_told_and_whether_the_file_is_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("zone.journal");
+    let (mut journal, ..) = open(&path).unwrap();
+    journal.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (error, recovered) = journal.append(2, &change(1)).unwrap_err();
+    assert!(!recovered.0, "a device cannot be cut");
+    let Error::Journal {
+        path: told,
+        step: "append an update",
+        source,
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((told, source.kind()), (path, io::ErrorKind::StorageFull));
 }

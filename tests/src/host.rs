@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::anchor::{Anchor, Mount};
 use crate::binary::pod_binary;
 use crate::done::{Done, finish};
+use crate::leftovers::processes;
+use crate::wait::eventually;
 
 /// A host of a [`crate::World`].
 #[derive(Debug)]
@@ -195,5 +199,37 @@ impl Host {
             .lock()
             .map(|seen| seen.iter().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// Processes on this host, but for the one that holds its namespaces.
+    fn processes(&self) -> Vec<crate::leftovers::Process> {
+        let net = self
+            .anchor
+            .net_inode()
+            .map_or(Vec::new(), |inode| vec![inode]);
+        processes("", &net, &[self.anchor.pid(), std::process::id()])
+    }
+
+    /// Command lines of what runs on this host, but for servants that are not in pods.
+    #[must_use]
+    pub fn processes_in_pods(&self) -> Vec<String> {
+        let all = self.processes().into_iter().map(|process| process.command);
+        all.filter(|command| !command.contains("sshd")).collect()
+    }
+
+    /// Kills everything that runs on this host, one pid after the other.
+    ///
+    /// # Errors
+    /// When something does not die.
+    pub fn kill_all(&self) -> Result<()> {
+        eventually("the host to be quiet", || {
+            let left = self.processes();
+            for process in &left {
+                // Fails only when it is gone.
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+            ensure!(left.is_empty(), "{left:?} run on");
+            Ok(())
+        })
     }
 }

@@ -58,6 +58,9 @@ pub(crate) fn processes(token: &str, nets: &[u64], but: &[u32]) -> Vec<Process> 
 }
 
 fn carries(pid: i32, token: &str) -> bool {
+    if token.is_empty() {
+        return false;
+    }
     let entry = format!("POD_TEST={token}");
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     environment

@@ -190,7 +190,7 @@ fn connect(switch: &Anchor, host: &Host) -> Result<()> {
         ),
     )?;
     let addresses = format!(
-        "link set lo up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n"
+        "link set lo up\nlink set eth0 addrgenmode none\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\nlink set eth0 up\n"
     );
     inside(host.anchor(), &addresses).with_context(|| format!("give {} its addresses", host.name()))
 }

@@ -1,0 +1,96 @@
+//! Where a program runs at the moment: on a host itself, or in a pod there.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::done::Done;
+use crate::host::Host;
+
+/// A running program's place, as its users see it.
+#[derive(Debug)]
+pub struct Site<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// Where the clients are.
+    pub desk: &'a Host,
+    /// The pod's name, if it runs in one.
+    pub pod: Option<String>,
+    /// Where what it writes goes when it runs natively.
+    pub log: PathBuf,
+}
+
+impl Site<'_> {
+    /// Runs a command where the program's own names hold: in its pod, or on its host.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn inside(&self, words: &[&str]) -> Result<String> {
+        let done = match &self.pod {
+            Some(pod) => self.host.pod(&[&["exec", pod, "--"], words].concat())?,
+            None => self.host.run(words)?,
+        };
+        done.ok()
+    }
+
+    /// Runs a command at the clients' desk.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn client(&self, words: &[&str]) -> Result<Done> {
+        self.desk.run(words)
+    }
+
+    /// Where the program's users find it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.host.v4().to_string()
+    }
+
+    /// What the program wrote.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn output(&self) -> Result<String> {
+        match &self.pod {
+            Some(pod) => self.host.pod(&["logs", pod])?.ok(),
+            None => std::fs::read_to_string(&self.log).context("read the program's output"),
+        }
+    }
+
+    /// A client's connection to a port of the program.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(&self, port: u16) -> Result<TcpStream> {
+        let address = SocketAddr::new(self.host.v4(), port);
+        let stream = self
+            .desk
+            .anchor()
+            .within(|| Ok(TcpStream::connect(address)?));
+        let stream = stream.with_context(|| format!("connect to {address}"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(stream)
+    }
+
+    /// Asks over HTTP/1.0 and returns the answer's body.
+    ///
+    /// # Errors
+    /// When there is no answer, or not one with status 200.
+    pub fn get(&self, port: u16, path: &str) -> Result<String> {
+        let mut stream = self.connect(port)?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: pod\r\n\r\n").as_bytes())?;
+        let mut answer = Vec::new();
+        stream
+            .read_to_end(&mut answer)
+            .with_context(|| format!("read the answer to {path}"))?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        match answer.split_once("\r\n\r\n") {
+            Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
+            _ => bail!("{path}: {answer:?}"),
+        }
+    }
+}

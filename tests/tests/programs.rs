@@ -4,6 +4,7 @@
 //! then in a pod, and so on.
 
 use anyhow::Result;
+use tests::Backing::Kernel;
 use tests::{Journey, program, travel};
 
 macro_rules! journeys {
@@ -19,14 +20,14 @@ macro_rules! journeys {
 }
 
 journeys! {
-    counter: Counter [natively = Journey::Native]
-    redis: Redis [natively = Journey::Native]
-    nginx: Nginx [natively = Journey::Native]
-    memcached: Memcached [natively = Journey::Native]
-    postgres: Postgres [natively = Journey::Native]
-    python: Python [natively = Journey::Native]
-    threads: Threads [natively = Journey::Native]
-    forest: Forest [natively = Journey::Native]
-    node: Node [natively = Journey::Native]
-    go: Go [natively = Journey::Native]
+    counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    postgres: Postgres [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
 }

@@ -204,13 +204,12 @@ impl Finder {
             .find(|path| self.proves(path, &line.inode))
     }
 
-    /// True when the handle leads to an inode that has lost its last name: no search will find it.
+    /// True when the handle's inode has lost its last name (ESTALE says so): no search will find it.
     fn has_no_name(&self, line: &Line) -> bool {
         let mut mounts = self.mounts.iter().filter(|(d, _)| *d == line.inode.device);
-        mounts.any(|(_, mount)| {
-            let stat = open_handle(&self.reach(mount), line)
-                .map(|fd| nix::sys::stat::fstat(&fd).map_or(1, |s| s.st_nlink));
-            stat.is_ok_and(|links| links == 0)
+        mounts.any(|(_, mount)| match open_handle(&self.reach(mount), line) {
+            Ok(fd) => nix::sys::stat::fstat(&fd).is_ok_and(|s| s.st_nlink == 0),
+            Err(e) => e.raw_os_error() == Some(libc::ESTALE),
         })
     }
 

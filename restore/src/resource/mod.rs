@@ -23,6 +23,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod files;
 pub mod inotify;
+pub mod layer;
 pub mod memfd;
 pub mod mm;
 pub mod pidfd;
@@ -36,6 +37,8 @@ pub mod stream;
 pub mod thread;
 pub mod timer;
 pub mod timerfd;
+pub mod tmpfs;
+pub mod tree;
 
 /// Number of an open file description in the image.
 pub type ObjectId = u32;

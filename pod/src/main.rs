@@ -17,6 +17,7 @@ mod init;
 mod layer;
 mod log;
 mod messages;
+mod migrate;
 mod net;
 mod output;
 mod process;

@@ -82,7 +82,9 @@ pub(crate) struct DecisionFile {
 impl Decisions {
     /// The decisions of a root directory.
     pub(crate) fn of(root: &Path) -> Self {
-        Self { dir: root.join("decisions") }
+        Self {
+            dir: root.join("decisions"),
+        }
     }
 
     /// The decision about one move, made or not.
@@ -91,15 +93,24 @@ impl Decisions {
     /// When the directory cannot be made, or `id` is no number of a move.
     pub(crate) fn about(&self, id: &str) -> io::Result<DecisionFile> {
         if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the number of a move"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not the number of a move",
+            ));
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        Ok(DecisionFile { path: self.dir.join(id) })
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        Ok(DecisionFile {
+            path: self.dir.join(id),
+        })
     }
 }
 
 impl DecisionFile {
-    /// Both ends know: the decision need not be kept.
+    /// The decision need not be kept: *committed* once the source knows it, *aborted* once nothing of the
+    /// arrival is left that could ask for a commit (to whoever asks later, it is aborted again).
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -122,7 +133,8 @@ impl DecisionFile {
     fn draft(&self) -> PathBuf {
         static ASKED: AtomicU64 = AtomicU64::new(0);
         let number = ASKED.fetch_add(1, Ordering::Relaxed);
-        self.path.with_extension(format!("{}-{number}", std::process::id()))
+        self.path
+            .with_extension(format!("{}-{number}", std::process::id()))
     }
 
     fn write(&self, wanted: Verdict) -> anyhow::Result<Verdict> {
@@ -131,7 +143,12 @@ impl DecisionFile {
             Verdict::Aborted => "aborted\n",
         };
         let draft = self.draft();
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         let linked = fs::hard_link(&draft, &self.path);
@@ -146,7 +163,10 @@ impl DecisionFile {
 
 impl Authority for DecisionFile {
     fn decide(&self, wanted: Verdict) -> Result<Verdict, Unknown> {
-        self.write(wanted).map_err(|source| Unknown { authority: self.path.display().to_string(), source })
+        self.write(wanted).map_err(|source| Unknown {
+            authority: self.path.display().to_string(),
+            source,
+        })
     }
 }
 
@@ -161,10 +181,20 @@ mod tests {
         let file = decisions.about("a1").unwrap();
         assert_eq!(file.decide(Verdict::Aborted).unwrap(), Verdict::Aborted);
         assert_eq!(file.decide(Verdict::Committed).unwrap(), Verdict::Aborted);
-        assert_eq!(decisions.about("a2").unwrap().decide(Verdict::Committed).unwrap(), Verdict::Committed);
+        assert_eq!(
+            decisions
+                .about("a2")
+                .unwrap()
+                .decide(Verdict::Committed)
+                .unwrap(),
+            Verdict::Committed
+        );
         file.forget().unwrap();
         file.forget().unwrap();
-        assert_eq!(fs::read_dir(root.path().join("decisions")).unwrap().count(), 1);
+        assert_eq!(
+            fs::read_dir(root.path().join("decisions")).unwrap().count(),
+            1
+        );
     }
 
     #[test]
@@ -172,7 +202,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         for round in 0..50 {
             let ask = |wanted| {
-                let file = Decisions::of(root.path()).about(&format!("m{round}")).unwrap();
+                let file = Decisions::of(root.path())
+                    .about(&format!("m{round}"))
+                    .unwrap();
                 std::thread::spawn(move || file.decide(wanted).unwrap())
             };
             let (first, second) = (ask(Verdict::Committed), ask(Verdict::Aborted));

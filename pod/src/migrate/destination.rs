@@ -114,13 +114,24 @@ enum Wish {
 }
 
 impl<'a> Taking<'a> {
-    fn begin(conn: &'a mut Conn, host: &mut dyn Host, faults: &'a Faults, offer: &'a Offer) -> Result<Self> {
+    fn begin(
+        conn: &'a mut Conn,
+        host: &mut dyn Host,
+        faults: &'a Faults,
+        offer: &'a Offer,
+    ) -> Result<Self> {
         faults.point(Side::Destination, When::Before, Phase::Prepare, conn)?;
         if let Some(lack) = host.lacks(&offer.needs)?.into_iter().next() {
             return Err(Failure::new(lack.what).hint(lack.hint).into());
         }
         let arrival = host.admit(offer, &conn.peer)?;
-        Ok(Self { conn, faults, offer, arrival, receiver: Receiver::default() })
+        Ok(Self {
+            conn,
+            faults,
+            offer,
+            arrival,
+            receiver: Receiver::default(),
+        })
     }
 
     fn take(mut self) -> Result<(), Trouble> {
@@ -142,7 +153,9 @@ impl<'a> Taking<'a> {
     fn before_commit(&mut self) -> Result<Wish> {
         self.enter(Phase::Prepare)?;
         let arrival = &mut *self.arrival;
-        let missing = self.conn.while_alive(|| arrival.missing(&self.offer.manifest))?;
+        let missing = self
+            .conn
+            .while_alive(|| arrival.missing(&self.offer.manifest))?;
         self.conn.send(&Answer::Missing(missing))?;
         self.point(When::After, Phase::Prepare)?;
         let mut in_image = false;
@@ -191,15 +204,27 @@ impl<'a> Taking<'a> {
     }
 
     fn host_file(&mut self, number: u32, length: u64) -> Result<()> {
-        let file = self.offer.manifest.get(number as usize).with_context(|| format!("the manifest has no file {number}"))?;
-        let HostContent::File { length: wanted, blake3 } = file.content else {
+        let file = self
+            .offer
+            .manifest
+            .get(number as usize)
+            .with_context(|| format!("the manifest has no file {number}"))?;
+        let HostContent::File {
+            length: wanted,
+            blake3,
+        } = file.content
+        else {
             bail!("{} is no regular file", file.path.display());
         };
         let path = self.arrival.place(number, file)?;
         let sum = self.receiver.part(self.conn, length, &path, PRIVATE)?;
         if (length, sum) != (wanted, blake3) {
             let what = file.path.display().to_string();
-            return Err(LinkError::Content { what, why: "it changed after the manifest was made".into() }.into());
+            return Err(LinkError::Content {
+                what,
+                why: "it changed after the manifest was made".into(),
+            }
+            .into());
         }
         Ok(())
     }
@@ -223,7 +248,9 @@ impl<'a> Taking<'a> {
     fn commit(mut self) -> Result<()> {
         self.phase(Phase::Commit)?;
         let authority = self.arrival.authority();
-        let decided = self.conn.while_alive(|| authority.decide(Verdict::Committed));
+        let decided = self
+            .conn
+            .while_alive(|| authority.decide(Verdict::Committed));
         self.point(When::After, Phase::Commit)?;
         match decided {
             Ok(Verdict::Committed) => self.run(),
@@ -240,7 +267,9 @@ impl<'a> Taking<'a> {
     }
 
     fn run(mut self) -> Result<()> {
-        self.arrival.journal().write(Entry::Decided(Verdict::Committed))?;
+        self.arrival
+            .journal()
+            .write(Entry::Decided(Verdict::Committed))?;
         // Even when the source does not hear it: it can ask, and the pod must run.
         let heard = self.conn.send(&Answer::Decided(Verdict::Committed));
         self.point(When::Before, Phase::Run)?;
@@ -254,7 +283,11 @@ impl<'a> Taking<'a> {
 
     fn destroy(&mut self) -> Result<()> {
         // Where even this cannot be written (a full disk), the journal says the same without it.
-        if let Err(error) = self.arrival.journal().write(Entry::Decided(Verdict::Aborted)) {
+        if let Err(error) = self
+            .arrival
+            .journal()
+            .write(Entry::Decided(Verdict::Aborted))
+        {
             tracing::warn!(error = format!("{error:#}"), "journal");
         }
         self.arrival.destroy()

@@ -26,7 +26,11 @@ pub(crate) enum LinkError {
     #[error("the other side does not speak pod's protocol; it said {0:?}")]
     Foreign(String),
     /// No version in common.
-    #[error("pod {program} on the other side speaks versions {oldest} to {newest} of the protocol, this one {} to {}", super::frame::OLDEST, super::frame::NEWEST)]
+    #[error(
+        "pod {program} on the other side speaks versions {oldest} to {newest} of the protocol, this one {} to {}",
+        super::frame::OLDEST,
+        super::frame::NEWEST
+    )]
     Version {
         /// Its program's version.
         program: String,
@@ -78,7 +82,9 @@ impl LinkError {
     pub(crate) fn of(step: &'static str) -> impl Fn(io::Error) -> Self {
         use io::ErrorKind as Kind;
         move |source| match source.kind() {
-            Kind::UnexpectedEof | Kind::BrokenPipe | Kind::ConnectionReset | Kind::NotConnected => Self::Closed,
+            Kind::UnexpectedEof | Kind::BrokenPipe | Kind::ConnectionReset | Kind::NotConnected => {
+                Self::Closed
+            }
             Kind::TimedOut => Self::Silent(super::link::SILENCE),
             _ => Self::Io { step, source },
         }

@@ -57,7 +57,9 @@ impl FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self> {
         let parts: Vec<&str> = text.split(':').collect();
-        let [side, phase, kind] = parts[..] else { bail!("{text:?} is not SIDE:PHASE:KIND") };
+        let [side, phase, kind] = parts[..] else {
+            bail!("{text:?} is not SIDE:PHASE:KIND")
+        };
         let side = match side {
             "source" => Side::Source,
             "destination" => Side::Destination,
@@ -77,7 +79,12 @@ impl FromStr for Fault {
             "stall" => Kind::Stall,
             _ => bail!("{kind:?} is not a kind of fault"),
         };
-        Ok(Self { side, when, phase, kind })
+        Ok(Self {
+            side,
+            when,
+            phase,
+            kind,
+        })
     }
 }
 
@@ -85,7 +92,11 @@ impl FromStr for Faults {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        text.split(',').filter(|part| !part.is_empty()).map(str::parse).collect::<Result<_>>().map(Self)
+        text.split(',')
+            .filter(|part| !part.is_empty())
+            .map(str::parse)
+            .collect::<Result<_>>()
+            .map(Self)
     }
 }
 
@@ -102,9 +113,17 @@ impl Faults {
     ///
     /// # Errors
     /// The fault that was asked for here.
-    pub(crate) fn point(&self, side: Side, when: When, phase: Phase, conn: &mut Conn) -> Result<()> {
+    pub(crate) fn point(
+        &self,
+        side: Side,
+        when: When,
+        phase: Phase,
+        conn: &mut Conn,
+    ) -> Result<()> {
         let here = |fault: &&Fault| (fault.side, fault.when, fault.phase) == (side, when, phase);
-        let Some(fault) = self.0.iter().find(here) else { return Ok(()) };
+        let Some(fault) = self.0.iter().find(here) else {
+            return Ok(());
+        };
         tracing::warn!(?fault, "fault injected");
         match fault.kind {
             Kind::Kill => raise(Signal::SIGKILL)?,
@@ -122,10 +141,20 @@ mod tests {
 
     #[test]
     fn faults_are_named_by_side_phase_and_kind() {
-        let faults: Faults = "source:freeze:error,destination:after-commit:disconnect".parse().unwrap();
+        let faults: Faults = "source:freeze:error,destination:after-commit:disconnect"
+            .parse()
+            .unwrap();
         assert_eq!(faults.0[0].phase, Phase::Freeze);
-        assert_eq!((faults.0[1].when, faults.0[1].phase), (When::After, Phase::Commit));
-        for bad in ["source", "here:freeze:kill", "source:nap:kill", "source:freeze:sing"] {
+        assert_eq!(
+            (faults.0[1].when, faults.0[1].phase),
+            (When::After, Phase::Commit)
+        );
+        for bad in [
+            "source",
+            "here:freeze:kill",
+            "source:nap:kill",
+            "source:freeze:sing",
+        ] {
             assert!(bad.parse::<Faults>().is_err(), "{bad}");
         }
         assert_eq!("".parse::<Faults>().unwrap(), Faults::default());

@@ -118,13 +118,21 @@ pub(crate) struct Conn {
 impl Conn {
     /// A connection on which nothing was said yet.
     pub(crate) fn new(stream: impl Stream + 'static) -> Self {
-        Self { stream: Box::new(stream), sent: 0, received: 0, peer: String::new() }
+        Self {
+            stream: Box::new(stream),
+            sent: 0,
+            received: 0,
+            peer: String::new(),
+        }
     }
 
     /// Says hello and listens to the other side's.
     pub(crate) fn handshake(&mut self) -> Result<(), LinkError> {
-        self.write(PREFACE)?;
-        self.send(&Hello::ours())?;
+        match self.write(PREFACE).and_then(|()| self.send(&Hello::ours())) {
+            // Who goes at once may have said why.
+            Ok(()) | Err(LinkError::Closed) => {}
+            Err(error) => return Err(error),
+        }
         let mut preface = [0; PREFACE.len()];
         self.read(&mut preface)?;
         if preface != *PREFACE {
@@ -133,8 +141,17 @@ impl Conn {
         let theirs: Hello = self.receive()?;
         let common = theirs.newest.min(NEWEST);
         if common < theirs.oldest.max(OLDEST) {
-            let Hello { oldest, newest, program, .. } = theirs;
-            return Err(LinkError::Version { program, oldest, newest });
+            let Hello {
+                oldest,
+                newest,
+                program,
+                ..
+            } = theirs;
+            return Err(LinkError::Version {
+                program,
+                oldest,
+                newest,
+            });
         }
         self.peer = theirs.host;
         Ok(())
@@ -251,13 +268,17 @@ impl Conn {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
-        self.stream.write_all(bytes).map_err(LinkError::of("write to"))?;
+        self.stream
+            .write_all(bytes)
+            .map_err(LinkError::of("write to"))?;
         self.sent += bytes.len() as u64;
         Ok(())
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), LinkError> {
-        self.stream.read_exact(bytes).map_err(LinkError::of("read from"))?;
+        self.stream
+            .read_exact(bytes)
+            .map_err(LinkError::of("read from"))?;
         self.received += bytes.len() as u64;
         Ok(())
     }
@@ -293,7 +314,10 @@ mod tests {
     #[test]
     fn a_banner_is_shown() {
         let error = said(b"Welcome to example!\nmore").handshake().unwrap_err();
-        assert!(matches!(&error, LinkError::Foreign(text) if text == "Welcome to example!"), "{error}");
+        assert!(
+            matches!(&error, LinkError::Foreign(text) if text == "Welcome to example!"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -301,22 +325,47 @@ mod tests {
         let (mut a, theirs) = pair();
         let mut b = Conn::new(theirs);
         b.write(PREFACE).unwrap();
-        let hello = Hello { oldest: NEWEST + 1, newest: NEWEST + 2, program: "9.9".into(), host: String::new() };
+        let hello = Hello {
+            oldest: NEWEST + 1,
+            newest: NEWEST + 2,
+            program: "9.9".into(),
+            host: String::new(),
+        };
         b.send(&hello).unwrap();
-        assert!(matches!(a.handshake(), Err(LinkError::Version { newest, .. }) if newest == NEWEST + 2));
+        assert!(
+            matches!(a.handshake(), Err(LinkError::Version { newest, .. }) if newest == NEWEST + 2)
+        );
     }
 
     #[test]
     fn hostile_frames_are_errors() {
         let huge = [0xff, 0xff, 0xff, 0xff, MESSAGE];
-        assert!(matches!(said(&huge).receive::<String>(), Err(LinkError::TooLong(_))));
-        assert!(matches!(said(&[1, 0, 0, 0, 9, 0]).receive::<String>(), Err(LinkError::Tag { tag: 9, .. })));
-        assert!(matches!(said(&[1, 0, 0, 0, ALIVE, 0]).receive::<String>(), Err(LinkError::Tag { .. })));
-        assert!(matches!(said(&[2, 0, 0, 0, MESSAGE, 0xff, 0xff]).receive::<String>(), Err(LinkError::Decode(_))));
-        assert!(matches!(said(&[9, 0, 0, 0, MESSAGE, 0x61]).receive::<String>(), Err(LinkError::Closed)));
+        assert!(matches!(
+            said(&huge).receive::<String>(),
+            Err(LinkError::TooLong(_))
+        ));
+        assert!(matches!(
+            said(&[1, 0, 0, 0, 9, 0]).receive::<String>(),
+            Err(LinkError::Tag { tag: 9, .. })
+        ));
+        assert!(matches!(
+            said(&[1, 0, 0, 0, ALIVE, 0]).receive::<String>(),
+            Err(LinkError::Tag { .. })
+        ));
+        assert!(matches!(
+            said(&[2, 0, 0, 0, MESSAGE, 0xff, 0xff]).receive::<String>(),
+            Err(LinkError::Decode(_))
+        ));
+        assert!(matches!(
+            said(&[9, 0, 0, 0, MESSAGE, 0x61]).receive::<String>(),
+            Err(LinkError::Closed)
+        ));
         // A CBOR text that says it is 2^60 bytes long, in a frame of nine.
         let liar = [9, 0, 0, 0, MESSAGE, 0x7b, 0x10, 0, 0, 0, 0, 0, 0, 0];
-        assert!(matches!(said(&liar).receive::<String>(), Err(LinkError::Decode(_))));
+        assert!(matches!(
+            said(&liar).receive::<String>(),
+            Err(LinkError::Decode(_))
+        ));
     }
 
     #[test]
@@ -329,6 +378,9 @@ mod tests {
             7
         });
         b.send_data(b"content").unwrap();
-        assert_eq!((value, a.receive_data().unwrap().as_slice()), (7, b"content".as_slice()));
+        assert_eq!(
+            (value, a.receive_data().unwrap().as_slice()),
+            (7, b"content".as_slice())
+        );
     }
 }

@@ -107,15 +107,25 @@ impl Journal {
         if let Some(earlier) = Self::open(path)?
             && earlier.duty() != Duty::Nothing
         {
-            bail!("an earlier move of this pod to {} is not finished", earlier.begun.peer);
+            bail!(
+                "an earlier move of this pod to {} is not finished",
+                earlier.begun.peer
+            );
         }
         let fresh = path.with_extension("new");
         let mut file = create(&fresh).with_context(|| format!("create {}", fresh.display()))?;
-        append(&mut file, &Entry::Begun(begun.clone())).with_context(|| format!("write {}", fresh.display()))?;
-        file.sync_data().with_context(|| format!("sync {}", fresh.display()))?;
+        append(&mut file, &Entry::Begun(begun.clone()))
+            .with_context(|| format!("write {}", fresh.display()))?;
+        file.sync_data()
+            .with_context(|| format!("sync {}", fresh.display()))?;
         std::fs::rename(&fresh, path).with_context(|| format!("rename {}", fresh.display()))?;
         sync_parent(path)?;
-        Ok(Self { path: path.to_owned(), file, entries: vec![Entry::Begun(begun.clone())], begun })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            entries: vec![Entry::Begun(begun.clone())],
+            begun,
+        })
     }
 
     /// Opens what a move left; `None` when there never was one.
@@ -129,15 +139,26 @@ impl Journal {
             Err(e) => return Err(e).with_context(|| format!("open {}", path.display())),
         };
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).with_context(|| format!("read {}", path.display()))?;
-        let (entries, whole) = decode(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+        file.read_to_end(&mut bytes)
+            .with_context(|| format!("read {}", path.display()))?;
+        let (entries, whole) =
+            decode(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
         if whole < bytes.len() {
-            file.set_len(whole as u64).with_context(|| format!("cut {}", path.display()))?;
+            file.set_len(whole as u64)
+                .with_context(|| format!("cut {}", path.display()))?;
         }
         let Some(Entry::Begun(begun)) = entries.first().cloned() else {
-            bail!("{} is damaged: it does not begin with a move", path.display());
+            bail!(
+                "{} is damaged: it does not begin with a move",
+                path.display()
+            );
         };
-        Ok(Some(Self { path: path.to_owned(), file, begun, entries }))
+        Ok(Some(Self {
+            path: path.to_owned(),
+            file,
+            begun,
+            entries,
+        }))
     }
 
     /// Writes an entry and, where it changes the duty, waits until it is on the disk.
@@ -147,7 +168,9 @@ impl Journal {
     pub(crate) fn write(&mut self, entry: Entry) -> Result<()> {
         append(&mut self.file, &entry).with_context(|| format!("write {}", self.path.display()))?;
         if !matches!(entry, Entry::Entered(phase) if phase != Phase::Commit) {
-            self.file.sync_data().with_context(|| format!("sync {}", self.path.display()))?;
+            self.file
+                .sync_data()
+                .with_context(|| format!("sync {}", self.path.display()))?;
         }
         tracing::debug!(?entry, journal = %self.path.display());
         self.entries.push(entry);
@@ -188,7 +211,12 @@ fn undo(side: Side) -> Duty {
 }
 
 fn create(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn append(file: &mut File, entry: &Entry) -> Result<()> {
@@ -242,25 +270,51 @@ mod tests {
     use Verdict::{Aborted, Committed};
 
     fn begun(side: Side) -> Begun {
-        Begun { id: "m1".into(), side, peer: "host:7".into(), fence: None }
+        Begun {
+            id: "m1".into(),
+            side,
+            peer: "host:7".into(),
+            fence: None,
+        }
     }
 
     /// The journals a crash can leave: every beginning of every course a move can take.
     fn courses() -> Vec<Vec<Entry>> {
-        let through = |last: Phase| Phase::ALL.into_iter().filter(move |p| *p <= last).map(Entry::Entered);
-        let committed = || through(Phase::Commit).chain([Entry::Decided(Committed), Entry::Entered(Phase::Run)]);
+        let through = |last: Phase| {
+            Phase::ALL
+                .into_iter()
+                .filter(move |p| *p <= last)
+                .map(Entry::Entered)
+        };
+        let committed = || {
+            through(Phase::Commit).chain([Entry::Decided(Committed), Entry::Entered(Phase::Run)])
+        };
         let mut courses = vec![
-            committed().chain([Entry::Entered(Phase::Release), Entry::Done]).collect::<Vec<_>>(),
-            through(Phase::Commit).chain([Entry::Decided(Aborted), Entry::Done]).collect(),
+            committed()
+                .chain([Entry::Entered(Phase::Release), Entry::Done])
+                .collect::<Vec<_>>(),
+            through(Phase::Commit)
+                .chain([Entry::Decided(Aborted), Entry::Done])
+                .collect(),
         ];
         for phase in Phase::ALL.into_iter().filter(|p| *p < Phase::Commit) {
-            courses.push(through(phase).chain([Entry::Decided(Aborted), Entry::Done]).collect());
+            courses.push(
+                through(phase)
+                    .chain([Entry::Decided(Aborted), Entry::Done])
+                    .collect(),
+            );
         }
         courses
     }
 
     fn safe(side: Side, entries: &[Entry], found: Duty) -> bool {
-        let decided = entries.iter().find_map(|e| if let Entry::Decided(v) = e { Some(*v) } else { None });
+        let decided = entries.iter().find_map(|e| {
+            if let Entry::Decided(v) = e {
+                Some(*v)
+            } else {
+                None
+            }
+        });
         let asked = entries.contains(&Entry::Entered(Phase::Commit));
         let done = entries.contains(&Entry::Done);
         let expected = match (side, done, decided, asked) {
@@ -281,7 +335,10 @@ mod tests {
                 for length in 0..=course.len() {
                     let entries = &course[..length];
                     let found = duty(side, entries);
-                    assert!(safe(side, entries, found), "{side:?} {entries:?}: {found:?}");
+                    assert!(
+                        safe(side, entries, found),
+                        "{side:?} {entries:?}: {found:?}"
+                    );
                 }
             }
         }

@@ -29,7 +29,11 @@ impl Link {
             let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
             fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
-        Ok(Self { from, to, silence: SILENCE })
+        Ok(Self {
+            from,
+            to,
+            silence: SILENCE,
+        })
     }
 
     /// Both directions of one socket.
@@ -91,7 +95,10 @@ mod tests {
         let mut link = Link::socket(ours.into()).unwrap();
         link.silence = Duration::from_millis(1);
         let mut byte = [0];
-        assert_eq!(link.read(&mut byte).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(
+            link.read(&mut byte).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
         let full = link.write_all(&vec![0; 16 << 20]).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::TimedOut);
         drop(theirs);
@@ -103,7 +110,10 @@ mod tests {
         let mut link = Link::socket(ours.into()).unwrap();
         let reader = std::thread::spawn(move || {
             let mut all = Vec::new();
-            Link::socket(theirs.into()).unwrap().read_to_end(&mut all).map(|_| all)
+            Link::socket(theirs.into())
+                .unwrap()
+                .read_to_end(&mut all)
+                .map(|_| all)
         });
         let sent: Vec<u8> = (0..3_000_000_u32).map(|i| i as u8).collect();
         link.write_all(&sent).unwrap();

@@ -40,7 +40,11 @@ impl Ground {
         if self.outside.iter().any(|outside| path.starts_with(outside)) {
             return false;
         }
-        let part = self.layers.iter().filter(|(at, _)| path.starts_with(at)).max_by_key(|(at, _)| at.components().count());
+        let part = self
+            .layers
+            .iter()
+            .filter(|(at, _)| path.starts_with(at))
+            .max_by_key(|(at, _)| at.components().count());
         part.is_some_and(|(at, upper)| {
             let inside = path.strip_prefix(at).unwrap_or(path);
             upper.join(inside).symlink_metadata().is_err()
@@ -61,15 +65,28 @@ impl Ground {
 
     fn entry(&self, path: &Path) -> Result<Option<HostFile>> {
         let real = self.real(path);
-        let Ok(meta) = real.symlink_metadata() else { return Ok(None) };
+        let Ok(meta) = real.symlink_metadata() else {
+            return Ok(None);
+        };
         let content = if meta.is_symlink() {
-            HostContent::Link(fs::read_link(&real).with_context(|| format!("readlink {}", path.display()))?)
+            HostContent::Link(
+                fs::read_link(&real).with_context(|| format!("readlink {}", path.display()))?,
+            )
         } else if meta.is_file() {
-            HostContent::File { length: meta.len(), blake3: hash(&real)? }
+            HostContent::File {
+                length: meta.len(),
+                blake3: hash(&real)?,
+            }
         } else {
             return Ok(None);
         };
-        Ok(Some(HostFile { path: path.to_owned(), mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid(), content }))
+        Ok(Some(HostFile {
+            path: path.to_owned(),
+            mode: meta.mode() & 0o7777,
+            uid: meta.uid(),
+            gid: meta.gid(),
+            content,
+        }))
     }
 }
 
@@ -90,11 +107,16 @@ pub(crate) fn manifest(ground: &Ground, pids: &[i32]) -> Result<Vec<HostFile>> {
     let packages = Packages::read(&ground.root)?;
     let mut all = closure(ground, &packages, &used);
     all.retain(|path| ground.holds(path));
-    all.iter().filter_map(|path| ground.entry(path).transpose()).collect()
+    all.iter()
+        .filter_map(|path| ground.entry(path).transpose())
+        .collect()
 }
 
 fn closure(ground: &Ground, packages: &Packages, used: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-    let owners: BTreeSet<&str> = used.iter().filter_map(|path| packages.owner(path)).collect();
+    let owners: BTreeSet<&str> = used
+        .iter()
+        .filter_map(|path| packages.owner(path))
+        .collect();
     let mut all = packages.closure(owners);
     for path in used {
         all.insert(path.clone());
@@ -111,9 +133,16 @@ fn executable(path: &Path) -> bool {
 
 /// The files beside a file.
 fn siblings(ground: &Ground, path: &Path) -> Vec<PathBuf> {
-    let Some(parent) = path.parent() else { return Vec::new() };
-    let entries = fs::read_dir(ground.real(parent)).into_iter().flatten().flatten();
-    entries.map(|entry| parent.join(entry.file_name())).collect()
+    let Some(parent) = path.parent() else {
+        return Vec::new();
+    };
+    let entries = fs::read_dir(ground.real(parent))
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .map(|entry| parent.join(entry.file_name()))
+        .collect()
 }
 
 /// Paths of the pod that a process uses. A process that ends meanwhile uses nothing.
@@ -121,9 +150,18 @@ fn used_by(ground: &Ground, pid: i32) -> Vec<PathBuf> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let mut paths: Vec<PathBuf> = fs::read_link(proc.join("exe")).into_iter().collect();
     let maps = fs::read_to_string(proc.join("maps")).unwrap_or_default();
-    paths.extend(maps.lines().filter_map(|line| line.find('/').map(|at| line[at..].into())));
-    let fds = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
-    paths.extend(fds.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|path| path.is_absolute()));
+    paths.extend(
+        maps.lines()
+            .filter_map(|line| line.find('/').map(|at| line[at..].into())),
+    );
+    let fds = fs::read_dir(proc.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    paths.extend(
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok())
+            .filter(|path| path.is_absolute()),
+    );
     paths.extend(named(ground, &proc));
     paths
 }
@@ -132,7 +170,9 @@ fn used_by(ground: &Ground, pid: i32) -> Vec<PathBuf> {
 fn named(ground: &Ground, proc: &Path) -> Vec<PathBuf> {
     let cwd = fs::read_link(proc.join("cwd")).unwrap_or_else(|_| "/".into());
     let line = fs::read(proc.join("cmdline")).unwrap_or_default();
-    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words = line
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty());
     let paths = words.map(|word| cwd.join(String::from_utf8_lossy(word).as_ref()));
     paths.filter(|path| ground.real(path).is_file()).collect()
 }
@@ -152,11 +192,16 @@ pub(crate) fn missing(manifest: &[HostFile]) -> Result<Vec<u32>> {
 }
 
 fn is_here(file: &HostFile) -> Result<bool> {
-    let Ok(meta) = file.path.symlink_metadata() else { return Ok(false) };
+    let Ok(meta) = file.path.symlink_metadata() else {
+        return Ok(false);
+    };
     Ok(match &file.content {
         HostContent::Link(target) => fs::read_link(&file.path).is_ok_and(|found| found == *target),
         HostContent::File { length, blake3 } => {
-            meta.is_file() && meta.len() == *length && meta.mode() & 0o7777 == file.mode && hash(&file.path)? == *blake3
+            meta.is_file()
+                && meta.len() == *length
+                && meta.mode() & 0o7777 == file.mode
+                && hash(&file.path)? == *blake3
         }
     })
 }
@@ -172,7 +217,10 @@ mod tests {
         fs::write(upper.path().join("etc/changed"), "").unwrap();
         let ground = Ground {
             root: "/".into(),
-            layers: vec![("/".into(), upper.path().into()), ("/home".into(), "/no/upper".into())],
+            layers: vec![
+                ("/".into(), upper.path().into()),
+                ("/home".into(), "/no/upper".into()),
+            ],
             outside: vec!["/proc".into(), "/srv/data".into()],
         };
         for (path, holds) in [
@@ -190,27 +238,47 @@ mod tests {
     #[test]
     fn a_running_program_is_found_with_its_closure() {
         let own = std::process::id() as i32;
-        let ground = Ground { root: "/".into(), layers: vec![("/".into(), "/no/upper".into())], outside: vec!["/proc".into()] };
+        let ground = Ground {
+            root: "/".into(),
+            layers: vec![("/".into(), "/no/upper".into())],
+            outside: vec!["/proc".into()],
+        };
         let exe = fs::read_link("/proc/self/exe").unwrap();
         let used = used_by(&ground, own);
         assert!(used.contains(&exe));
-        let libc = used.iter().find(|path| path.to_string_lossy().contains("libc.so")).unwrap().clone();
+        let libc = used
+            .iter()
+            .find(|path| path.to_string_lossy().contains("libc.so"))
+            .unwrap()
+            .clone();
         let packages = Packages::read(Path::new("/")).unwrap();
         let all = closure(&ground, &packages, &BTreeSet::from([libc.clone()]));
         assert!(all.contains(&libc));
         if packages.owner(&libc).is_some() {
-            assert!(all.iter().any(|path| path.to_string_lossy().contains("ld-linux")), "{all:?}");
+            assert!(
+                all.iter()
+                    .any(|path| path.to_string_lossy().contains("ld-linux")),
+                "{all:?}"
+            );
         }
     }
 
     #[test]
     fn a_file_that_differs_is_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let (same, other, link) = (dir.path().join("same"), dir.path().join("other"), dir.path().join("link"));
+        let (same, other, link) = (
+            dir.path().join("same"),
+            dir.path().join("other"),
+            dir.path().join("link"),
+        );
         fs::write(&same, "one").unwrap();
         fs::write(&other, "one").unwrap();
         std::os::unix::fs::symlink("same", &link).unwrap();
-        let ground = Ground { root: "/".into(), layers: Vec::new(), outside: Vec::new() };
+        let ground = Ground {
+            root: "/".into(),
+            layers: Vec::new(),
+            outside: Vec::new(),
+        };
         let entry = |path: &Path| ground.entry(path).unwrap().unwrap();
         let manifest = [entry(&same), entry(&other), entry(&link), entry(&same)];
         fs::write(&other, "two").unwrap();

@@ -35,7 +35,7 @@ pub(crate) enum Say {
 }
 
 /// From the destination to the source.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     /// What is missing here; nothing: the pod fits.
     Lacks(Vec<Lack>),

@@ -28,9 +28,13 @@ pub(crate) mod message;
 pub(crate) mod needs;
 pub(crate) mod phase;
 pub(crate) mod report;
+pub(crate) mod settle;
 pub(crate) mod source;
 pub(crate) mod transfer;
 pub(crate) mod zone;
+
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

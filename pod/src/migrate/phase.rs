@@ -86,8 +86,12 @@ mod tests {
     #[test]
     fn the_list_is_complete_and_in_order() {
         assert!(Phase::ALL.is_sorted());
-        assert_eq!((Phase::ALL[0], Phase::ALL[8]), (Phase::Check, Phase::Release));
-        let names: std::collections::BTreeSet<_> = Phase::ALL.iter().map(|phase| phase.name()).collect();
+        assert_eq!(
+            (Phase::ALL[0], Phase::ALL[8]),
+            (Phase::Check, Phase::Release)
+        );
+        let names: std::collections::BTreeSet<_> =
+            Phase::ALL.iter().map(|phase| phase.name()).collect();
         assert_eq!(names.len(), Phase::ALL.len());
     }
 }

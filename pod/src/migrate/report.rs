@@ -93,7 +93,9 @@ pub(crate) struct Clock {
 impl Clock {
     /// Starts now.
     pub(crate) fn start() -> Self {
-        Self { last: Instant::now() }
+        Self {
+            last: Instant::now(),
+        }
     }
 
     /// Microseconds since the last lap.
@@ -114,8 +116,18 @@ mod tests {
 
     #[test]
     fn the_parts_are_the_whole() {
-        let downtime = Downtime { freeze: 1, capture: 2, transfer: 4, restart: 8, commit: 16, run: 32 };
+        let downtime = Downtime {
+            freeze: 1,
+            capture: 2,
+            transfer: 4,
+            restart: 8,
+            commit: 16,
+            run: 32,
+        };
         assert_eq!(downtime.total(), 63);
-        assert_eq!(downtime.parts().iter().map(|(_, time)| time).sum::<u64>(), downtime.total());
+        assert_eq!(
+            downtime.parts().iter().map(|(_, time)| time).sum::<u64>(),
+            downtime.total()
+        );
     }
 }

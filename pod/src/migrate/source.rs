@@ -113,7 +113,10 @@ impl Course<'_> {
     fn run(mut self) -> Result<Ended> {
         let span = tracing::info_span!("migrate", pod = %self.source.plan.pod, to = %self.source.plan.peer);
         let _entered = span.enter();
-        if let Err(error) = self.before_commit().and_then(|()| self.point_of_no_return()) {
+        if let Err(error) = self
+            .before_commit()
+            .and_then(|()| self.point_of_no_return())
+        {
             return Err(self.undo(error));
         }
         match self.commit() {
@@ -150,7 +153,7 @@ impl Course<'_> {
         let span = tracing::info_span!("phase", %phase);
         let _entered = span.enter();
         (self.source.tell)(Progress::Phase(phase));
-        let whole = |course: &mut Self| {
+        let whole = |course: &mut Self| -> Result<T> {
             course.point(When::Before, phase)?;
             let value = work(course)?;
             course.point(When::After, phase)?;
@@ -160,7 +163,10 @@ impl Course<'_> {
     }
 
     fn point(&mut self, when: When, phase: Phase) -> Result<()> {
-        self.source.plan.faults.point(Side::Source, when, phase, self.source.conn)
+        self.source
+            .plan
+            .faults
+            .point(Side::Source, when, phase, self.source.conn)
     }
 
     fn check(&mut self) -> Result<Needs> {
@@ -169,7 +175,11 @@ impl Course<'_> {
             Answer::Lacks(lacks) if lacks.is_empty() => Ok(needs),
             Answer::Lacks(lacks) => {
                 let what: Vec<_> = lacks.iter().map(|lack| lack.what.as_str()).collect();
-                let failure = Failure::new(format!("{} cannot take the pod: {}", self.source.plan.peer, what.join("; ")));
+                let failure = Failure::new(format!(
+                    "{} cannot take the pod: {}",
+                    self.source.plan.peer,
+                    what.join("; ")
+                ));
                 Err(failure.hint(lacks[0].hint.clone()).into())
             }
             other => Err(unexpected("Lacks", &other).into()),
@@ -195,10 +205,13 @@ impl Course<'_> {
     }
 
     fn send_files(&mut self, manifest: &[HostFile], missing: &[u32]) -> Result<()> {
-        let Source { conn, pod, tell, .. } = &mut self.source;
+        let Source {
+            conn, pod, tell, ..
+        } = &mut self.source;
         let files = missing.iter().map(|number| {
             let file = manifest.get(*number as usize);
-            file.map(|file| (*number, file)).with_context(|| format!("the manifest has no file {number}"))
+            file.map(|file| (*number, file))
+                .with_context(|| format!("the manifest has no file {number}"))
         });
         let files = files.collect::<Result<Vec<_>>>()?;
         let of = files.iter().map(|(_, file)| file.length()).sum();
@@ -213,9 +226,25 @@ impl Course<'_> {
         Ok(())
     }
 
-    fn moving<T>(&mut self, work: impl FnOnce(&mut dyn Strategy, &mut Moving<'_>) -> Result<T>) -> Result<T> {
-        let Source { conn, pod, strategy, dir, tell, .. } = &mut self.source;
-        let mut moving = Moving { pod: &mut **pod, conn, dir, tell: &mut **tell, bytes: 0 };
+    fn moving<T>(
+        &mut self,
+        work: impl FnOnce(&mut dyn Strategy, &mut Moving<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let Source {
+            conn,
+            pod,
+            strategy,
+            dir,
+            tell,
+            ..
+        } = &mut self.source;
+        let mut moving = Moving {
+            pod: &mut **pod,
+            conn,
+            dir,
+            tell: &mut **tell,
+            bytes: 0,
+        };
         let value = work(&mut **strategy, &mut moving);
         self.bytes.image += moving.bytes;
         value
@@ -257,7 +286,9 @@ impl Course<'_> {
                 Ok(Answer::Decided(verdict)) => Ok(verdict),
                 Ok(Answer::Undecided(failure)) => Err(failure.into()),
                 // It has destroyed what it held, so it has not committed and never will.
-                Err(LinkError::Refused(_)) if course.source.authority.is_none() => Ok(Verdict::Aborted),
+                Err(LinkError::Refused(_)) if course.source.authority.is_none() => {
+                    Ok(Verdict::Aborted)
+                }
                 Ok(other) => Err(unexpected("Decided", &other).into()),
                 Err(error) => Err(error.into()),
             }
@@ -278,9 +309,16 @@ impl Course<'_> {
     fn finish(mut self) -> Result<Report> {
         self.journal.write(Entry::Decided(Verdict::Committed))?;
         if let Err(error) = self.phase(Phase::Run, Self::await_run) {
-            tracing::warn!(error = format!("{error:#}"), "the destination did not say that the pod runs");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the destination did not say that the pod runs"
+            );
         }
-        let to = if self.source.conn.peer.is_empty() { &self.source.plan.peer } else { &self.source.conn.peer };
+        let to = if self.source.conn.peer.is_empty() {
+            &self.source.plan.peer
+        } else {
+            &self.source.conn.peer
+        };
         let to = to.clone();
         self.phase(Phase::Release, |course| course.source.pod.release(&to))?;
         self.journal.write(Entry::Done)?;
@@ -299,7 +337,10 @@ impl Course<'_> {
 
     /// The destination need not keep the decision. Unheard, it keeps a few bytes for longer.
     fn settle(&mut self) {
-        let settled = self.source.conn.ask(&Say::Settled(self.source.plan.id.clone()));
+        let settled = self
+            .source
+            .conn
+            .ask(&Say::Settled(self.source.plan.id.clone()));
         if let Err(error) = settled.and_then(|_| self.source.conn.send(&Say::Bye)) {
             tracing::debug!(%error, "the destination was not told");
         }
@@ -307,7 +348,12 @@ impl Course<'_> {
 
     fn report(&mut self, to: String) -> Report {
         let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
-        let name = self.source.plan.config.get("name").and_then(|name| name.as_str());
+        let name = self
+            .source
+            .plan
+            .config
+            .get("name")
+            .and_then(|name| name.as_str());
         (self.bytes.sent, self.bytes.received) = self.source.conn.bytes();
         Report {
             pod: name.unwrap_or(&self.source.plan.pod).to_owned(),
@@ -323,7 +369,11 @@ impl Course<'_> {
 
     /// Everything as before; returns the error with what came of undoing.
     fn undo(mut self, error: anyhow::Error) -> anyhow::Error {
-        let resumed = if self.frozen { self.source.pod.resume() } else { Ok(()) };
+        let resumed = if self.frozen {
+            self.source.pod.resume()
+        } else {
+            Ok(())
+        };
         let noted = resumed
             .context("resume the pod")
             .and_then(|()| self.journal.write(Entry::Decided(Verdict::Aborted)))

@@ -39,7 +39,12 @@ pub(crate) struct Sender<'a> {
 impl<'a> Sender<'a> {
     /// Contents will go over `conn`; `progress` hears how many bytes went, all parts together.
     pub(crate) fn new(conn: &'a mut Conn, progress: &'a mut dyn FnMut(u64)) -> Self {
-        Self { conn, sent: 0, credited: 0, progress }
+        Self {
+            conn,
+            sent: 0,
+            credited: 0,
+            progress,
+        }
     }
 
     /// Sends what `file` holds, `length` bytes.
@@ -53,7 +58,8 @@ impl<'a> Sender<'a> {
         let mut buffer = vec![0; CHUNK];
         while left > 0 {
             let piece = &mut buffer[..CHUNK.min(usize::try_from(left).unwrap_or(CHUNK))];
-            file.read_exact(piece).with_context(|| format!("{name} became shorter while it was sent"))?;
+            file.read_exact(piece)
+                .with_context(|| format!("{name} became shorter while it was sent"))?;
             hash.update(piece);
             self.data(piece)?;
             left -= piece.len() as u64;
@@ -99,7 +105,9 @@ impl<'a> Sender<'a> {
 
     fn credit(&mut self) -> Result<()> {
         match self.conn.answer()? {
-            Answer::Received(total) if total > self.credited && total <= self.sent => self.credited = total,
+            Answer::Received(total) if total > self.credited && total <= self.sent => {
+                self.credited = total
+            }
             other => return Err(unexpected("Received", &other).into()),
         }
         Ok(())
@@ -124,7 +132,13 @@ impl Receiver {
     /// # Errors
     /// What writing said (a full disk); content that differs from its hash; a broken connection. The file is
     /// removed then.
-    pub(crate) fn part(&mut self, conn: &mut Conn, length: u64, path: &Path, mode: u32) -> Result<[u8; 32]> {
+    pub(crate) fn part(
+        &mut self,
+        conn: &mut Conn,
+        length: u64,
+        path: &Path,
+        mode: u32,
+    ) -> Result<[u8; 32]> {
         let received = self.into_file(conn, length, path, mode);
         if received.is_err() {
             // The first error is the one to report.
@@ -133,16 +147,32 @@ impl Receiver {
         received
     }
 
-    fn into_file(&mut self, conn: &mut Conn, length: u64, path: &Path, mode: u32) -> Result<[u8; 32]> {
+    fn into_file(
+        &mut self,
+        conn: &mut Conn,
+        length: u64,
+        path: &Path,
+        mode: u32,
+    ) -> Result<[u8; 32]> {
         let mut options = OpenOptions::new();
-        options.create_new(true).write(true).mode(mode).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(path).with_context(|| format!("create {}", path.display()))?;
+        options
+            .create_new(true)
+            .write(true)
+            .mode(mode)
+            .custom_flags(libc::O_NOFOLLOW);
+        let mut file = options
+            .open(path)
+            .with_context(|| format!("create {}", path.display()))?;
         let (mut left, mut hash) = (length, blake3::Hasher::new());
         while left > 0 {
             let piece = conn.receive_data()?;
-            ensure!(!piece.is_empty() && piece.len() as u64 <= left, "a piece of content has the wrong length");
+            ensure!(
+                !piece.is_empty() && piece.len() as u64 <= left,
+                "a piece of content has the wrong length"
+            );
             hash.update(&piece);
-            file.write_all(&piece).with_context(|| format!("write {}", path.display()))?;
+            file.write_all(&piece)
+                .with_context(|| format!("write {}", path.display()))?;
             left -= piece.len() as u64;
             self.count(conn, piece.len() as u64)?;
         }
@@ -165,8 +195,15 @@ impl Receiver {
 }
 
 fn damaged(path: &Path) -> LinkError {
-    let what = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    LinkError::Content { what, why: "its bytes differ from their hash".into() }
+    let what = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    LinkError::Content {
+        what,
+        why: "its bytes differ from their hash".into(),
+    }
 }
 
 /// The files of an image directory with their lengths, by name.
@@ -177,9 +214,18 @@ pub(crate) fn image_files(dir: &Path) -> Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
         let entry = entry.with_context(|| format!("list {}", dir.display()))?;
-        let meta = entry.metadata().with_context(|| format!("look at {}", entry.path().display()))?;
-        let name = entry.file_name().into_string().map_err(|name| anyhow::anyhow!("{name:?} is no name in an image"))?;
-        ensure!(meta.is_file(), "{} is no plain file", entry.path().display());
+        let meta = entry
+            .metadata()
+            .with_context(|| format!("look at {}", entry.path().display()))?;
+        let name = entry
+            .file_name()
+            .into_string()
+            .map_err(|name| anyhow::anyhow!("{name:?} is no name in an image"))?;
+        ensure!(
+            meta.is_file(),
+            "{} is no plain file",
+            entry.path().display()
+        );
         files.push((name, meta.len()));
     }
     files.sort();
@@ -204,7 +250,10 @@ pub(crate) fn send_image(sender: &mut Sender<'_>, dir: &Path) -> Result<()> {
 /// # Errors
 /// A name that leads anywhere else.
 pub(crate) fn image_path(dir: &Path, name: &str) -> Result<PathBuf> {
-    let plain = !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']) && !name.starts_with('.');
+    let plain = !name.is_empty()
+        && name.len() <= 255
+        && !name.contains(['/', '\0'])
+        && !name.starts_with('.');
     if !plain {
         bail!("{name:?} is no name in an image");
     }
@@ -235,7 +284,10 @@ mod tests {
         let mut receiver = Receiver::default();
         loop {
             match conn.receive() {
-                Ok(Say::Part { part: Part::Image(name), length }) => {
+                Ok(Say::Part {
+                    part: Part::Image(name),
+                    length,
+                }) => {
                     receiver.part(conn, length, &image_path(dir, &name)?, 0o600)?;
                 }
                 Err(LinkError::Closed) => return Ok(receiver.received()),
@@ -247,12 +299,17 @@ mod tests {
     #[test]
     fn a_directory_arrives_whole() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let large: Vec<u8> = (0..50_000_003_u32).map(|i| (i * i) as u8).collect();
+        let large: Vec<u8> = (0..50_000_003_u32)
+            .map(|i| i.wrapping_mul(i) as u8)
+            .collect();
         fs::write(from.path().join("pages.img"), &large).unwrap();
         fs::write(from.path().join("empty"), b"").unwrap();
         let target = to.path().to_owned();
         let (sent, received) = through(from.path(), move |conn| receive_all(conn, &target));
-        assert_eq!((sent.unwrap(), received.unwrap()), (large.len() as u64, large.len() as u64));
+        assert_eq!(
+            (sent.unwrap(), received.unwrap()),
+            (large.len() as u64, large.len() as u64)
+        );
         assert!(fs::read(to.path().join("pages.img")).unwrap() == large);
         assert_eq!(fs::read(to.path().join("empty")).unwrap(), b"");
     }
@@ -260,15 +317,24 @@ mod tests {
     #[test]
     fn a_refusal_is_heard_in_the_middle() {
         let from = tempfile::tempdir().unwrap();
-        File::create(from.path().join("pages.img")).unwrap().set_len(1 << 30).unwrap();
+        File::create(from.path().join("pages.img"))
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
         let (sent, read) = through(from.path(), |conn| {
             let _: Say = conn.receive().unwrap();
-            conn.send(&Answer::Refused(crate::failure::Failure::new("the disk is full"))).unwrap();
+            conn.send(&Answer::Refused(crate::failure::Failure::new(
+                "the disk is full",
+            )))
+            .unwrap();
             conn.drain();
             conn.bytes().1
         });
         let error = sent.unwrap_err();
-        assert!(format!("{error:#}").contains("the disk is full"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("the disk is full"),
+            "{error:#}"
+        );
         assert!(read < 1 << 20);
     }
 
@@ -280,7 +346,9 @@ mod tests {
         source.send_data(b"content").unwrap();
         source.send(&Say::Sum([7; 32])).unwrap();
         let path = to.path().join("x");
-        let error = Receiver::default().part(&mut Conn::new(theirs), 7, &path, 0o600).unwrap_err();
+        let error = Receiver::default()
+            .part(&mut Conn::new(theirs), 7, &path, 0o600)
+            .unwrap_err();
         assert!(matches!(error.downcast(), Ok(LinkError::Content { .. })));
         assert!(!path.exists());
     }

@@ -29,12 +29,22 @@ pub(crate) struct Zone {
 impl Zone {
     /// The source's view: it can only take the move back.
     pub(crate) fn source(updater: Updater, fence: Fence) -> Self {
-        Self { updater, fence, side: Side::Source, here: None }
+        Self {
+            updater,
+            fence,
+            side: Side::Source,
+            here: None,
+        }
     }
 
     /// The destination's view: the pod will be found at `here`.
     pub(crate) fn destination(updater: Updater, fence: Fence, here: Placement) -> Self {
-        Self { updater, fence, side: Side::Destination, here: Some(here) }
+        Self {
+            updater,
+            fence,
+            side: Side::Destination,
+            here: Some(here),
+        }
     }
 
     fn ask(&self, wanted: Verdict) -> Result<Verdict> {
@@ -56,7 +66,13 @@ impl Zone {
 
     /// The update that makes `wanted` the outcome, or the outcome that stands already.
     fn change(&self, wanted: Verdict) -> Result<Result<Change, Verdict>> {
-        let Fence { pod, old, new, back, .. } = &self.fence;
+        let Fence {
+            pod,
+            old,
+            new,
+            back,
+            ..
+        } = &self.fence;
         let placement = match &self.here {
             Some(here) => here.clone(),
             None => match self.updater.lookup(pod)? {
@@ -68,7 +84,11 @@ impl Zone {
             Verdict::Committed => *new,
             Verdict::Aborted => *back,
         };
-        Ok(Ok(Change { pod: pod.clone(), from: Some(*old), to: Some(Entry { epoch, placement }) }))
+        Ok(Ok(Change {
+            pod: pod.clone(),
+            from: Some(*old),
+            to: Some(Entry { epoch, placement }),
+        }))
     }
 
     fn judge(&self, current: Option<netname::Epoch>) -> Result<Verdict> {
@@ -85,8 +105,17 @@ impl Zone {
 
 impl Authority for Zone {
     fn decide(&self, wanted: Verdict) -> Result<Verdict, Unknown> {
-        let zone = format!("the zone {} at {}", self.fence.zone, self.updater.authority().server);
-        let asked = self.ask(wanted).with_context(|| format!("epoch of {}", self.fence.pod));
-        asked.map_err(|source| Unknown { authority: zone, source })
+        let zone = format!(
+            "the zone {} at {}",
+            self.fence.zone,
+            self.updater.authority().server
+        );
+        let asked = self
+            .ask(wanted)
+            .with_context(|| format!("epoch of {}", self.fence.pod));
+        asked.map_err(|source| Unknown {
+            authority: zone,
+            source,
+        })
     }
 }

@@ -27,14 +27,22 @@ impl Packages {
     /// # Errors
     /// A file of it that cannot be read.
     pub(super) fn read(root: &Path) -> Result<Self> {
-        let mut packages = Self { merged: merged(root), ..Self::default() };
+        let mut packages = Self {
+            merged: merged(root),
+            ..Self::default()
+        };
         let status = root.join("var/lib/dpkg/status");
-        let Ok(text) = fs::read_to_string(&status) else { return Ok(packages) };
+        let Ok(text) = fs::read_to_string(&status) else {
+            return Ok(packages);
+        };
         for stanza in text.split("\n\n") {
             packages.stanza(stanza);
         }
         let info = root.join("var/lib/dpkg/info");
-        for entry in fs::read_dir(&info).with_context(|| format!("list {}", info.display()))?.flatten() {
+        for entry in fs::read_dir(&info)
+            .with_context(|| format!("list {}", info.display()))?
+            .flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
             if let Some(package) = name.strip_suffix(".list") {
                 packages.list(package.split(':').next().unwrap_or(package), &entry.path())?;
@@ -44,15 +52,28 @@ impl Packages {
     }
 
     fn stanza(&mut self, stanza: &str) {
-        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let Some(package) = field("Package").filter(|_| field("Status").is_some_and(|s| s.ends_with(" installed"))) else {
+        let field = |name: &str| {
+            stanza
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let Some(package) =
+            field("Package").filter(|_| field("Status").is_some_and(|s| s.ends_with(" installed")))
+        else {
             return;
         };
-        let depends = [field("Pre-Depends"), field("Depends")].into_iter().flatten().flat_map(relations).collect();
+        let depends = [field("Pre-Depends"), field("Depends")]
+            .into_iter()
+            .flatten()
+            .flat_map(relations)
+            .collect();
         self.needs.insert(package.to_owned(), depends);
         let provided = field("Provides").into_iter().flat_map(relations).flatten();
         for name in provided.chain([package.to_owned()]) {
-            self.providers.entry(name).or_default().insert(package.to_owned());
+            self.providers
+                .entry(name)
+                .or_default()
+                .insert(package.to_owned());
         }
     }
 
@@ -68,7 +89,11 @@ impl Packages {
 
     /// A path of the list where it really is: /lib/x lies in /usr/lib where the two are merged.
     fn settled(&self, path: &Path) -> PathBuf {
-        match self.merged.iter().any(|merged| path.starts_with(merged) && path != merged) {
+        match self
+            .merged
+            .iter()
+            .any(|merged| path.starts_with(merged) && path != merged)
+        {
             true => Path::new("/usr").join(path.strip_prefix("/").unwrap_or(path)),
             false => path.to_owned(),
         }
@@ -85,23 +110,48 @@ impl Packages {
         let mut ahead: Vec<&str> = packages.into_iter().collect();
         while let Some(package) = ahead.pop() {
             for need in self.needs.get(package).into_iter().flatten() {
-                let provider = need.iter().find_map(|name| self.providers.get(name)?.first());
-                ahead.extend(provider.map(String::as_str).filter(|name| seen.insert(name)));
+                let provider = need
+                    .iter()
+                    .find_map(|name| self.providers.get(name)?.first());
+                ahead.extend(
+                    provider
+                        .map(String::as_str)
+                        .filter(|name| seen.insert(name)),
+                );
             }
         }
-        seen.iter().filter_map(|package| self.files.get(*package)).flatten().cloned().collect()
+        seen.iter()
+            .filter_map(|package| self.files.get(*package))
+            .flatten()
+            .cloned()
+            .collect()
     }
 }
 
 fn merged(root: &Path) -> Vec<PathBuf> {
-    let linked = |name: &&str| fs::read_link(root.join(name)).is_ok_and(|to| to.ends_with(Path::new("usr").join(name)));
-    ["bin", "sbin", "lib", "lib32", "lib64", "libx32"].iter().filter(linked).map(|name| Path::new("/").join(name)).collect()
+    let names = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"].into_iter();
+    let linked = |name: &&str| {
+        fs::read_link(root.join(name)).is_ok_and(|to| to.ends_with(Path::new("usr").join(name)))
+    };
+    names
+        .filter(linked)
+        .map(|name| Path::new("/").join(name))
+        .collect()
 }
 
 /// `a (>= 1) | b, c:any` as alternatives of names.
 fn relations(field: &str) -> Vec<Vec<String>> {
-    let name = |text: &str| text.trim().split([' ', '(', ':', '[']).next().unwrap_or_default().to_owned();
-    field.split(',').map(|one| one.split('|').map(name).collect()).collect()
+    let name = |text: &str| {
+        text.trim()
+            .split([' ', '(', ':', '['])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    field
+        .split(',')
+        .map(|one| one.split('|').map(name).collect())
+        .collect()
 }
 
 #[cfg(test)]
@@ -121,12 +171,21 @@ mod tests {
             Package: absent\nStatus: deinstall ok config-files\n\n\
             Package: other\nStatus: install ok installed\n";
         fs::write(root.path().join("var/lib/dpkg/status"), status).unwrap();
-        for (package, path) in [("app", "/usr/bin/app"), ("liba:amd64", "/lib/a.so"), ("real", "/usr/lib/r.so"), ("other", "/o")] {
+        for (package, path) in [
+            ("app", "/usr/bin/app"),
+            ("liba:amd64", "/lib/a.so"),
+            ("real", "/usr/lib/r.so"),
+            ("other", "/o"),
+        ] {
             fs::write(info.join(format!("{package}.list")), format!("{path}\n")).unwrap();
         }
         let packages = Packages::read(root.path()).unwrap();
         assert_eq!(packages.owner(Path::new("/usr/lib/a.so")), Some("liba"));
-        let all: Vec<_> = packages.closure(BTreeSet::from(["app"])).into_iter().map(|p| p.display().to_string()).collect();
+        let all: Vec<_> = packages
+            .closure(BTreeSet::from(["app"]))
+            .into_iter()
+            .map(|p| p.display().to_string())
+            .collect();
         assert_eq!(all, ["/usr/bin/app", "/usr/lib/a.so", "/usr/lib/r.so"]);
     }
 }

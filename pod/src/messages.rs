@@ -26,8 +26,12 @@ pub(crate) enum Ask {
     Pause,
     /// Let them go on.
     Resume,
-    /// Run a program in the pod. Descriptors: standard input, output and error output, unless `tty`.
-    Exec(Program),
+    /// Run a program in the pod. Descriptors: standard input, output and error output, unless it gets a
+    /// terminal, which then has so many rows and columns.
+    Exec {
+        program: Program,
+        window: Option<(u16, u16)>,
+    },
     /// The pod's input. Answered with the terminal's master, or the writing end of standard input.
     Attach,
     /// Close the pod's standard input.
@@ -70,10 +74,8 @@ pub(crate) struct Program {
     /// `user[:group]`, resolved in the pod.
     pub(crate) user: Option<String>,
     pub(crate) umask: u32,
-    /// Run it on a new terminal of the pod.
+    /// It gets a terminal, not three descriptors.
     pub(crate) tty: bool,
-    /// Rows and columns of the terminal.
-    pub(crate) window: Option<(u16, u16)>,
 }
 
 /// From the supervisor to init. Init answers each with a [`FromInit::Answer`] of the same number.
@@ -90,7 +92,9 @@ pub(crate) enum ToInit {
     Setup(Box<Setup>),
     /// The supervisor has taken the interception listener: close init's copy of it.
     ListenerTaken,
-    /// Start a program. Descriptors: standard input, output, error output, unless it gets a terminal.
+    /// Make a terminal in the pod.
+    OpenTerminal { window: Option<(u16, u16)> },
+    /// Start a program. Descriptors: standard input, output, error output; or its terminal.
     Spawn { program: Program, main: bool },
     /// Fork a task for a restart, with this pid if one is given. It waits in the stub page.
     SpawnSeed { vpid: Option<i32> },
@@ -123,7 +127,9 @@ pub(crate) enum Answer {
         listener: Option<i32>,
         read_only: Vec<String>,
     },
-    /// `Spawn`, `SpawnSeed`. Descriptors: a pidfd, then the terminal's master if there is one.
+    /// `OpenTerminal`. Descriptors: the terminal's master, then the terminal itself.
+    Terminal,
+    /// `Spawn`, `SpawnSeed`. Descriptor: a pidfd.
     Spawned {
         vpid: i32,
     },

@@ -34,7 +34,9 @@ pub(super) fn exec(pod: &Pod, arguments: Exec) -> Result<u8> {
         standard(interactive)?.into()
     };
     let borrowed: Vec<_> = given.iter().map(AsFd::as_fd).collect();
-    client.send(&Ask::Exec(program), &borrowed)?;
+    let window = terminal::size(io::stdin().as_fd());
+    client.send(&Ask::Exec { program, window }, &borrowed)?;
+    drop(given);
     let (told, fds) = client.receive()?.context("the pod ended")?;
     let Told::Running(vpid) = told else {
         return Err(Failure::new("the supervisor answered another question").into());
@@ -72,7 +74,6 @@ fn program(config: &Config, arguments: Exec) -> Program {
         user: arguments.user.or_else(|| config.user.clone()),
         umask: config.umask,
         tty: arguments.tty,
-        window: terminal::size(io::stdin().as_fd()),
     }
 }
 

@@ -163,18 +163,14 @@ impl<'a> Session<'a> {
             self.close_input()?;
             return Ok(false);
         }
-        let typed = if self.tty {
-            self.keys.pass(&buffer[..length])
-        } else {
-            Some(buffer[..length].to_vec())
-        };
-        let Some(bytes) = typed else {
-            return Ok(true);
+        let (bytes, detached) = match self.tty {
+            true => self.keys.pass(&buffer[..length]),
+            false => (buffer[..length].to_vec(), false),
         };
         if !self.write_input(&bytes) {
             self.input = None;
         }
-        Ok(false)
+        Ok(detached)
     }
 
     fn write_input(&self, bytes: &[u8]) -> bool {
@@ -267,12 +263,12 @@ pub(super) struct DetachKeys {
 }
 
 impl DetachKeys {
-    /// What is to be passed on; `None` when the detach keys were typed.
-    pub(super) fn pass(&mut self, typed: &[u8]) -> Option<Vec<u8>> {
+    /// What is to be passed on, and whether the detach keys were typed after it.
+    pub(super) fn pass(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let mut passed = Vec::with_capacity(typed.len() + 1);
         for &byte in typed {
             match (self.begun, byte) {
-                (true, byte) if byte == DETACH_KEYS[1] => return None,
+                (true, byte) if byte == DETACH_KEYS[1] => return (passed, true),
                 (true, byte) if byte == DETACH_KEYS[0] => passed.push(byte),
                 (true, byte) => {
                     self.begun = false;
@@ -282,7 +278,7 @@ impl DetachKeys {
                 (false, byte) => passed.push(byte),
             }
         }
-        Some(passed)
+        (passed, false)
     }
 }
 
@@ -293,9 +289,12 @@ mod tests {
     #[test]
     fn detach_keys_are_found_across_pieces_and_others_pass() {
         let mut keys = DetachKeys::default();
-        assert_eq!(keys.pass(b"ab"), Some(b"ab".to_vec()));
-        assert_eq!(keys.pass(&[0x10]), Some(vec![]));
-        assert_eq!(keys.pass(b"x"), Some(vec![0x10, b'x']));
-        assert_eq!(keys.pass(&[0x10, 0x10, 0x11]), None);
+        assert_eq!(keys.pass(b"ab"), (b"ab".to_vec(), false));
+        assert_eq!(keys.pass(&[0x10]), (vec![], false));
+        assert_eq!(keys.pass(b"x"), (vec![0x10, b'x'], false));
+        assert_eq!(
+            keys.pass(&[b'y', 0x10, 0x10, 0x11, b'z']),
+            (vec![b'y', 0x10], true)
+        );
     }
 }

@@ -211,7 +211,7 @@ fn eprintln_where(config: &Config, pod: &Pod) {
     // A closed standard error wants no start line.
     let _ = writeln!(
         std::io::stderr(),
-        "pod {}: what it writes goes {place}\r",
+        "pod {}: what it writes goes {place}",
         config.name
     );
 }

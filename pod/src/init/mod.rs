@@ -145,20 +145,19 @@ impl Init {
                 self.listener = None;
                 done()
             }
+            ToInit::OpenTerminal { window } => {
+                let (master, slave) = terminal::open(window)?;
+                Ok((Answer::Terminal, vec![master, slave]))
+            }
             ToInit::Spawn { program, main } => {
-                let spawned = spawn::program(&program, fds, &self.groups)?;
-                self.known.insert(
-                    spawned.vpid,
-                    Known {
-                        main,
-                        order: number,
-                    },
-                );
-                Ok((Answer::Spawned { vpid: spawned.vpid }, spawned.fds))
+                let spawned = spawn::program(&program, &fds, &self.groups)?;
+                let order = number;
+                self.known.insert(spawned.vpid, Known { main, order });
+                Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::SpawnSeed { vpid } => {
                 let spawned = spawn::seed(vpid, &self.groups)?;
-                Ok((Answer::Spawned { vpid: spawned.vpid }, spawned.fds))
+                Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::Adopt { vpid } => {
                 self.known.retain(|_, known| !known.main);

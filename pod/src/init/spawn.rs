@@ -31,52 +31,33 @@ use crate::sys::cloexec_from;
 pub(super) struct Spawned {
     /// Its pid in the pod.
     pub(super) vpid: i32,
-    /// A pidfd, then the master of its terminal if it has one.
-    pub(super) fds: Vec<OwnedFd>,
+    pub(super) pidfd: OwnedFd,
 }
 
-/// Where a program's input and output go.
-enum Stdio {
-    Given(Vec<OwnedFd>),
-    Terminal(OwnedFd),
-}
-
-/// Starts a program. `fds` are its standard input, output and error output, unless it gets a terminal.
-pub(super) fn program(program: &Program, fds: Vec<OwnedFd>, groups: &[OwnedFd]) -> Result<Spawned> {
-    let (stdio, master) = stdio(program, fds)?;
+/// Starts a program. `fds` are its standard input, output and error output, or its terminal.
+pub(super) fn program(program: &Program, fds: &[OwnedFd], groups: &[OwnedFd]) -> Result<Spawned> {
+    let wanted = if program.tty { 1 } else { 3 };
+    anyhow::ensure!(
+        fds.len() == wanted,
+        "a program needs its standard descriptors"
+    );
     let (failure, report) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
-    let (vpid, pidfd) = fork(None, || {
-        let Err(error) = become_program(program, &stdio, groups);
+    let spawned = fork(None, || {
+        let Err(error) = become_program(program, fds, groups);
         tell_failure(report.into(), &error);
         127
     })?;
-    drop(stdio);
-    if let Some(failure) = read_failure(failure, vpid)? {
-        return Err(failure.into());
+    match read_failure(failure, spawned.vpid)? {
+        Some(failure) => Err(failure.into()),
+        None => Ok(spawned),
     }
-    Ok(Spawned {
-        vpid,
-        fds: std::iter::once(pidfd).chain(master).collect(),
-    })
-}
-
-fn stdio(program: &Program, fds: Vec<OwnedFd>) -> Result<(Stdio, Option<OwnedFd>)> {
-    if !program.tty {
-        anyhow::ensure!(
-            fds.len() == 3,
-            "a program without a terminal needs three descriptors"
-        );
-        return Ok((Stdio::Given(fds), None));
-    }
-    let (master, slave) = terminal::open(program.window)?;
-    Ok((Stdio::Terminal(slave), Some(master)))
 }
 
 /// Forks a task for a restart, with a chosen pid if one is given. It maps the stub page and waits there
 /// until the supervisor seizes it.
 pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd]) -> Result<Spawned> {
     let (failure, report) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
-    let (vpid, pidfd) = fork(vpid, || {
+    let spawned = fork(vpid, || {
         let ready = join(groups).and_then(|()| stub::map_here().context("map the stub page"));
         match ready.and_then(|()| reset_signals()) {
             Ok(()) => drop(report),
@@ -92,17 +73,14 @@ pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd]) -> Result<Spawned> {
             unsafe { libc::pause() };
         }
     })?;
-    match read_failure(failure, vpid)? {
+    match read_failure(failure, spawned.vpid)? {
         Some(failure) => Err(failure.into()),
-        None => Ok(Spawned {
-            vpid,
-            fds: vec![pidfd],
-        }),
+        None => Ok(spawned),
     }
 }
 
 /// Forks; the child runs `body` and exits with what it returns.
-fn fork(vpid: Option<i32>, body: impl FnOnce() -> i32) -> Result<(i32, OwnedFd)> {
+fn fork(vpid: Option<i32>, body: impl FnOnce() -> i32) -> Result<Spawned> {
     // SAFETY: init has one thread, so its child may do anything.
     let child = unsafe {
         clone3(Clone3 {
@@ -121,7 +99,7 @@ fn fork(vpid: Option<i32>, body: impl FnOnce() -> i32) -> Result<(i32, OwnedFd)>
     }
     // A child that has not been waited for keeps its pid, so this cannot be another's.
     let pidfd = pidfd_open(child).context("open a pidfd")?;
-    Ok((child, pidfd))
+    Ok(Spawned { vpid: child, pidfd })
 }
 
 fn tell_failure(mut report: File, error: &anyhow::Error) {
@@ -148,7 +126,7 @@ fn read_failure(pipe: OwnedFd, vpid: i32) -> Result<Option<Failure>> {
 
 fn become_program(
     program: &Program,
-    stdio: &Stdio,
+    stdio: &[OwnedFd],
     groups: &[OwnedFd],
 ) -> Result<std::convert::Infallible> {
     join(groups)?;
@@ -187,14 +165,12 @@ fn reset_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("unblock signals")
 }
 
-fn connect_stdio(stdio: &Stdio) -> Result<()> {
-    let sources = match stdio {
-        Stdio::Given(fds) => [fds[0].as_raw_fd(), fds[1].as_raw_fd(), fds[2].as_raw_fd()],
-        Stdio::Terminal(slave) => {
-            terminal::control(slave.as_fd())?;
-            [slave.as_raw_fd(); 3]
-        }
-    };
+fn connect_stdio(stdio: &[OwnedFd]) -> Result<()> {
+    if let [terminal] = stdio {
+        terminal::control(terminal.as_fd())?;
+    }
+    let last = stdio.len() - 1;
+    let sources = [0, 1, 2].map(|number: usize| stdio[number.min(last)].as_raw_fd());
     // Two steps, because a source may itself be one of 0, 1 and 2.
     let mut high = Vec::new();
     for fd in sources {

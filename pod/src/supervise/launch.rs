@@ -1,21 +1,22 @@
 //! Bringing a pod to life, or taking over one that lives.
 //!
 //! ```text
-//!   init ──────▶ go_on: groups, layer ─▶ Setup ─▶ pipes or terminal ─▶ Spawn ─▶ running
+//!   init ──────▶ go_on: groups, layer ─▶ Setup ─┬▶ pipes or terminal ─▶ Spawn ─▶ running
+//!                                               └▶ held, when it comes from an image: seeds, builder, Adopt follow
 //!   take_over ─▶ go_on: nothing to do
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
+use intercept::sys::pidfd_getfd;
 
 use super::holder_link::Kept;
 use super::init_link::InitLink;
-use super::{INIT, INIT_PROCESS, INPUT, Supervised, is_live, process};
+use super::{INIT, INIT_PROCESS, STREAMS, Supervised, is_live, process, streams};
 use crate::failure::Failure;
+use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
 use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
@@ -42,7 +43,10 @@ pub(super) fn take_over(supervised: &Arc<Supervised>, mut kept: Kept) -> Result<
             .with_context(|| format!("the holder has no {name}"))
     };
     let (wire, process) = (Wire::from(take(INIT)?), take(INIT_PROCESS)?);
-    supervised.facts().input = take(INPUT).ok().map(Arc::new);
+    for name in STREAMS {
+        let stream = take(name).ok().map(|fd| (name, Arc::new(fd)));
+        supervised.facts().streams.extend(stream);
+    }
     Ok(Begun(Arc::new(InitLink::new(wire, process))))
 }
 
@@ -53,6 +57,9 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
     supervised.facts().init = Some(Arc::clone(&link));
     if first {
         set_up(supervised, &link)?;
+        if supervised.config.image.is_some() {
+            return supervised.change(|state| state.phase = Phase::Held);
+        }
         return spawn_main(supervised, &link);
     }
     let phase = supervised.facts().state.phase;
@@ -75,9 +82,12 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
         filter: None,
     };
     let (answer, _) = link.order(ToInit::Setup(Box::new(setup)), &groups)?;
-    let Answer::Ready { .. } = answer else {
+    let Answer::Ready { listener, .. } = answer else {
         return Err(Failure::new("init gave an answer to another question").into());
     };
+    if let Some(number) = listener {
+        take_listener(supervised, link, number)?;
+    }
     let kinds = ["process", "ipc", "host", "clock"];
     supervised.change(|state| {
         state.names = kinds
@@ -95,6 +105,16 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     })
 }
 
+/// Has the interception listener kept by the holder, and closed in init: were a copy left there, calls
+/// would wait for ever when the last supervisor is gone.
+fn take_listener(supervised: &Supervised, link: &InitLink, number: i32) -> Result<()> {
+    let listener =
+        pidfd_getfd(link.process().as_fd(), number).context("take the interception listener")?;
+    supervised.holder.keep(LISTENER, &listener)?;
+    link.order(ToInit::ListenerTaken, &[])?;
+    Ok(())
+}
+
 fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {
     let plan = cgroup::plan(&supervised.config)?;
     supervised.change(|state| state.made.cgroups.clone_from(&plan.directories))?;
@@ -102,70 +122,23 @@ fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {
 }
 
 fn spawn_main(supervised: &Supervised, link: &InitLink) -> Result<()> {
+    let theirs = streams::make(supervised, link)?;
     let program = main_program(&supervised.config);
-    let (answer, fds) = if program.tty {
-        link.order(
-            ToInit::Spawn {
-                program,
-                main: true,
-            },
-            &[],
-        )?
-    } else {
-        spawn_on_pipes(supervised, link, program)?
-    };
+    let (answer, _) = link.order(
+        ToInit::Spawn {
+            program,
+            main: true,
+        },
+        &theirs,
+    )?;
     let Answer::Spawned { vpid } = answer else {
         return Err(Failure::new("init gave an answer to another question").into());
     };
-    // A pidfd, then the terminal's master.
-    if let Some(master) = fds.into_iter().nth(1) {
-        supervised.holder.pump(&master, true, false)?;
-        keep_input(supervised, master)?;
-    }
     supervised.change(|state| {
         state.phase = Phase::Running;
         state.main = Some(vpid);
         state.started = Some(crate::store::now());
     })
-}
-
-fn spawn_on_pipes(
-    supervised: &Supervised,
-    link: &InitLink,
-    program: Program,
-) -> Result<(Answer, Vec<OwnedFd>)> {
-    let (input, ours) = input(supervised.config.stdin)?;
-    let (output, output_end) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-    let (error, error_end) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-    supervised.holder.pump(&output, false, false)?;
-    supervised.holder.pump(&error, false, true)?;
-    let answered = link.order(
-        ToInit::Spawn {
-            program,
-            main: true,
-        },
-        &[input, output_end, error_end],
-    )?;
-    if let Some(ours) = ours {
-        keep_input(supervised, ours)?;
-    }
-    Ok(answered)
-}
-
-/// Standard input, and our writing end of it where it is a pipe.
-fn input(wanted: bool) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    if wanted {
-        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-        return Ok((reader, Some(writer)));
-    }
-    let null = std::fs::File::open("/dev/null").context("open /dev/null")?;
-    Ok((null.into(), None))
-}
-
-fn keep_input(supervised: &Supervised, input: OwnedFd) -> Result<()> {
-    supervised.holder.keep(INPUT, &input)?;
-    supervised.facts().input = Some(Arc::new(input));
-    Ok(())
 }
 
 fn main_program(config: &Config) -> Program {
@@ -176,6 +149,5 @@ fn main_program(config: &Config) -> Program {
         user: config.user.clone(),
         umask: config.umask,
         tty: config.tty,
-        window: config.window,
     }
 }

@@ -20,6 +20,7 @@ mod init_link;
 mod launch;
 mod process;
 mod serve;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -36,11 +37,15 @@ use init_link::InitLink;
 
 pub(crate) use client::Client;
 
-/// Names under which the holder keeps descriptors.
+/// Names under which the holder keeps descriptors; those of [`STREAMS`] besides.
 const INIT: &str = "init";
 const INIT_PROCESS: &str = "init-process";
-/// The terminal's master, or the writing end of standard input.
-const INPUT: &str = "input";
+/// Our ends of the pod's standard streams. The pod has either the first three or a terminal.
+const STREAMS: [&str; 4] = [STDIN, STDOUT, STDERR, TERMINAL];
+const STDIN: &str = "stdin";
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
+const TERMINAL: &str = "terminal";
 
 /// What ends a pod.
 #[derive(Debug)]
@@ -65,7 +70,8 @@ struct Supervised {
 struct Facts {
     state: State,
     init: Option<Arc<InitLink>>,
-    input: Option<Arc<OwnedFd>>,
+    /// Our ends of its standard streams, by name (see [`STREAMS`]).
+    streams: BTreeMap<&'static str, Arc<OwnedFd>>,
     /// How programs started by `exec` ended, by the number of their order.
     programs: BTreeMap<u64, Exit>,
 }
@@ -111,7 +117,7 @@ pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
     let facts = Facts {
         state,
         init: None,
-        input: None,
+        streams: BTreeMap::new(),
         programs: BTreeMap::new(),
     };
     let supervised = Arc::new(Supervised {

@@ -15,7 +15,8 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
-use super::{INPUT, Supervised, is_live};
+use super::init_link::InitLink;
+use super::{Supervised, is_live};
 use crate::cgroup;
 use crate::failure::Failure;
 use crate::messages::{Answer, Ask, Outcome, Process, Program, ToInit, Told};
@@ -78,7 +79,7 @@ fn converse(supervised: &Supervised, client: OwnedFd) {
     }
     let wire = Wire::from(client);
     while let Ok(Some((ask, fds))) = wire.receive::<Ask>() {
-        if reply(&wire, supervised.answer(ask, &fds, &wire)).is_err() {
+        if reply(&wire, supervised.answer(ask, fds, &wire)).is_err() {
             return;
         }
     }
@@ -93,12 +94,27 @@ fn reply(wire: &Wire, reply: Reply) -> Result<(), crate::wire::WireError> {
     wire.send(&outcome, &fds)
 }
 
+/// The streams of an `exec`ed program, and the master of its terminal if it gets one.
+fn exec_streams(
+    init: &InitLink,
+    program: &Program,
+    window: Option<(u16, u16)>,
+    given: Vec<OwnedFd>,
+) -> Result<(Vec<OwnedFd>, Option<OwnedFd>)> {
+    if !program.tty {
+        return Ok((given, None));
+    }
+    let (_, mut fds) = init.order(ToInit::OpenTerminal { window }, &[])?;
+    let slave = fds.pop().context("init sent no terminal")?;
+    Ok((vec![slave], fds.pop()))
+}
+
 fn told(told: Told) -> Reply {
     Ok((told, Vec::new()))
 }
 
 impl Supervised {
-    fn answer(&self, ask: Ask, fds: &[OwnedFd], wire: &Wire) -> Reply {
+    fn answer(&self, ask: Ask, fds: Vec<OwnedFd>, wire: &Wire) -> Reply {
         match ask {
             Ask::Started => self.started(),
             Ask::Wait => self.ended(None),
@@ -106,7 +122,7 @@ impl Supervised {
             Ask::Stop { seconds } => self.stop(Duration::from_secs(seconds)),
             Ask::Pause => self.pause(),
             Ask::Resume => self.resume(),
-            Ask::Exec(program) => self.exec(program, fds, wire),
+            Ask::Exec { program, window } => self.exec(program, window, fds, wire),
             Ask::Attach => self.attach(),
             Ask::CloseInput => self.close_input(),
             Ask::Processes => told(Told::Processes(self.processes()?)),
@@ -239,29 +255,37 @@ impl Supervised {
     }
 
     /// Answers twice: when the program runs, and when it has ended.
-    fn exec(&self, program: Program, fds: &[OwnedFd], wire: &Wire) -> Reply {
+    fn exec(
+        &self,
+        program: Program,
+        window: Option<(u16, u16)>,
+        fds: Vec<OwnedFd>,
+        wire: &Wire,
+    ) -> Reply {
         let phase = self.facts().state.phase;
         anyhow::ensure!(
             phase == Phase::Running,
             Failure::new(format!("the pod is {phase}"))
         );
         let init = self.init()?;
+        let (theirs, master) = exec_streams(&init, &program, window, fds)?;
         let number = init.number();
-        let (answer, fds) = init.order_as(
+        let (answer, _) = init.order_as(
             number,
             ToInit::Spawn {
                 program,
                 main: false,
             },
-            fds,
+            &theirs,
         )?;
+        drop(theirs);
         let Answer::Spawned { vpid } = answer else {
             return Err(Failure::new("init gave an answer to another question").into());
         };
         // Without a listener the program goes on, as it would when a terminal is closed.
         let _ = reply(
             wire,
-            Ok((Told::Running(vpid), fds.into_iter().skip(1).collect())),
+            Ok((Told::Running(vpid), master.into_iter().collect())),
         );
         let mut facts = self.facts();
         loop {
@@ -276,19 +300,11 @@ impl Supervised {
     }
 
     fn attach(&self) -> Reply {
-        let input = self.facts().input.clone();
-        let input = input
-            .map(|input| input.try_clone())
-            .transpose()
-            .context("duplicate the pod's input")?;
-        Ok((Told::Input, input.into_iter().collect()))
+        Ok((Told::Input, self.input()?.into_iter().collect()))
     }
 
     fn close_input(&self) -> Reply {
-        let tty = self.config.tty;
-        if !tty && self.facts().input.take().is_some() {
-            self.holder.drop_kept(INPUT)?;
-        }
+        self.close_stdin()?;
         told(Told::Done)
     }
 

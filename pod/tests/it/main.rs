@@ -1,5 +1,8 @@
 //! The real binary with real programs, as root. One file holds one side of a pod's life.
 
+#![allow(clippy::unwrap_used)]
+
 mod host;
 mod life;
+mod terminal;
 mod trouble;

@@ -203,7 +203,7 @@ impl Epoch {
 
 /// 64 bits from `/dev/urandom`; where that is missing, from the keyed hash of the standard library,
 /// which the kernel's `getrandom(2)` seeds.
-fn random_token() -> u64 {
+pub(crate) fn random_token() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     let mut bytes = [0; 8];
     match File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)) {

@@ -113,4 +113,13 @@ impl AsyncUpdater {
         })
         .await
     }
+
+    /// See [`Updater::point_back`].
+    pub async fn point_back(&self, pod: &PodName, before: &[std::net::IpAddr]) -> Result<()> {
+        let (pod, before) = (pod.clone(), before.to_vec());
+        self.run("point addresses back to a pod", move |updater| {
+            updater.point_back(&pod, &before)
+        })
+        .await
+    }
 }

@@ -147,7 +147,10 @@ impl<'a> Attempt<'a> {
 
     fn committed(&self) -> Outcome {
         Outcome::Committed {
-            reverse: self.updater.point_back(&self.change, &self.before),
+            reverse: self
+                .updater
+                .point_back(&self.change.pod, &self.before)
+                .err(),
         }
     }
 

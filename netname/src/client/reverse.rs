@@ -2,8 +2,8 @@
 //! so they follow the commit and decide nothing. Several pods may have one address: only a pod's own
 //! pointer is added or removed, never the set.
 //!
-//! A slow mover must not leave a pointer that a faster later one has already cleaned away: after
-//! adding, the epoch is read again, and if it is no longer this one, what was added is removed.
+//! A slow mover must not leave a pointer that a faster later one has already cleaned away: pointers
+//! are made for what stands in the zone, and if that is something else afterwards, once more for that.
 
 use std::net::IpAddr;
 
@@ -12,49 +12,42 @@ use hickory_proto::{
     rr::{Name, RData, Record, rdata::PTR},
 };
 
-use super::{
-    message::Update,
-    updater::{Change, Updater},
-};
-use crate::{Result, ZoneName, directory::Names};
+use super::{message::Update, updater::Updater};
+use crate::{Error, PodName, Result, ZoneName, directory::Names};
 
-/// Removes pointers from `before` and adds those to the new addresses.
-pub(crate) fn update(updater: &Updater, change: &Change, before: &[IpAddr]) -> Result<()> {
-    if updater.authority().reverse.is_empty() {
-        return Ok(());
-    }
-    let names = updater.names(&change.pod)?;
-    let after = change
-        .to
-        .as_ref()
-        .map_or(&[][..], |entry| &entry.placement.addresses);
-    for zone in &updater.authority().reverse {
-        let old = before.iter().filter(|addr| !after.contains(addr));
-        send(
-            updater,
-            zone,
-            change,
-            pointers(zone, &names, old),
-            pointers(zone, &names, after),
-        )?;
-    }
-    let current = updater.lookup(&change.pod)?;
-    let overtaken = change.to.is_some()
-        && current.as_ref().map(|entry| entry.epoch) != change.to.as_ref().map(|entry| entry.epoch);
-    if overtaken {
-        let stands = current.map_or_else(Vec::new, |entry| entry.placement.addresses);
+/// As often as the pod may move on while its pointers are made.
+const ROUNDS: usize = 8;
+
+/// Points the pod's addresses back to it, and those of `before` that it no longer has to nothing.
+pub(crate) fn update(updater: &Updater, pod: &PodName, before: &[IpAddr]) -> Result<()> {
+    let names = updater.names(pod)?;
+    let mut before = before.to_vec();
+    let mut stands = updater.lookup(pod)?;
+    for _ in 0..ROUNDS {
+        let now = stands
+            .as_ref()
+            .map_or(&[][..], |entry| &entry.placement.addresses);
         for zone in &updater.authority().reverse {
-            let stale = after.iter().filter(|addr| !stands.contains(addr));
+            let old = before.iter().filter(|addr| !now.contains(addr));
             send(
                 updater,
                 zone,
-                change,
-                pointers(zone, &names, stale),
-                Vec::new(),
+                pod,
+                pointers(zone, &names, old),
+                pointers(zone, &names, now),
             )?;
         }
+        let after = updater.lookup(pod)?;
+        if after == stands {
+            return Ok(());
+        }
+        before = now.to_vec();
+        stands = after;
     }
-    Ok(())
+    Err(Error::Unsteady {
+        server: updater.authority().server,
+        name: pod.to_string(),
+    })
 }
 
 fn pointers<'a>(
@@ -74,7 +67,7 @@ fn pointers<'a>(
 fn send(
     updater: &Updater,
     zone: &ZoneName,
-    change: &Change,
+    pod: &PodName,
     remove: Vec<Record>,
     add: Vec<Record>,
 ) -> Result<()> {
@@ -87,7 +80,7 @@ fn send(
         record.ttl = ttl;
         record
     }));
-    let mut session = updater.session("point addresses to", &change.pod)?;
+    let mut session = updater.session("point addresses to", pod)?;
     let text = zone.to_string();
     let step = session.step("update", &text);
     let answer = session.exchange(update.into_message(), step)?;

@@ -11,7 +11,10 @@
 //! ```
 //! An error means that this change was not made and will not be: no connection, a refusal, a wrong key.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use hickory_proto::rr::{RData, RecordType};
 use serde::{Deserialize, Serialize};
@@ -207,6 +210,16 @@ impl Updater {
         })
     }
 
+    /// Points the pod's addresses back to it in the reverse zones, and those of `before` that it no
+    /// longer has to nothing. Each committed change does so by itself, after the commit and before it
+    /// returns; who cannot wait then uses an authority without reverse zones and does it later.
+    pub fn point_back(&self, pod: &PodName, before: &[IpAddr]) -> Result<()> {
+        if self.authority.reverse.is_empty() {
+            return Ok(());
+        }
+        reverse::update(self, pod, before)
+    }
+
     pub(crate) fn names(&self, pod: &PodName) -> Result<Names> {
         Names::new(&self.authority.zone, pod)
     }
@@ -271,11 +284,6 @@ impl Updater {
             server: step.server,
             name: text,
         })
-    }
-
-    /// Brings pointers up to date after `change` was committed.
-    pub(crate) fn point_back(&self, change: &Change, before: &[std::net::IpAddr]) -> Option<Error> {
-        reverse::update(self, change, before).err()
     }
 }
 

@@ -81,7 +81,7 @@ fn merge(mut ours: Edns, theirs: Option<&Edns>) -> Edns {
 async fn ask_one(request: &Request, resolver: SocketAddr) -> io::Result<Message> {
     let mut question = request.as_slice().to_vec();
     // An id of our own: whoever guesses answers must not learn it from his own question.
-    let id = crate::Epoch::first().token.to_be_bytes();
+    let id = crate::name::random_token().to_be_bytes();
     question[..2].copy_from_slice(&id[..2]);
     if request.protocol() == Protocol::Udp {
         let reply = ask_udp(&question, resolver).await?;

@@ -159,8 +159,8 @@ impl Journal {
         ))
     }
 
-    /// Appends `changes` and syncs. On an error the file is as before; when even that cannot be
-    /// brought about, [`Error::Poisoned`] is left to the caller to tell by `Err(None)`.
+    /// Appends `changes` and syncs. An error comes with whether the file is again as before; if it is
+    /// not, nothing may be appended until it was read again.
     pub(crate) fn append(
         &mut self,
         serial: u32,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use super::common::{at, blocking, committed, lost_to, pod, primary, reverse, start, updater};
 use netname::{
     Entry, Epoch, Error, Grant, Key, KeyConfig, Outcome, Placement, Proto, Service, Standing,
-    ZoneName, serve,
+    Updater, ZoneName, serve,
 };
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn wrong_and_unknown_keys_are_refused_by_name() {
         assert!(matches!(&error, Error::UnknownKey { key, .. } if key == "stranger"), "{error}");
         let mut authority = updater(addr, &key).authority().clone();
         authority.key = None;
-        let error = netname::Updater::new(authority).publish(&pod("web"), &Epoch::first(), &at(7)).unwrap_err();
+        let error = Updater::new(authority).publish(&pod("web"), &Epoch::first(), &at(7)).unwrap_err();
         assert!(matches!(&error, Error::Refused { step: "update", .. }), "{error}");
     })
     .await;
@@ -338,4 +338,27 @@ async fn a_server_that_is_not_there_is_an_error_and_unknown_when_asked_again() {
         );
     })
     .await;
+}
+
+#[tokio::test]
+async fn pointers_can_follow_later() {
+    let (server, key) = start(None).await;
+    let full = updater(server.addresses()[0], &key);
+    let mut authority = full.authority().clone();
+    authority.reverse.clear();
+    let quick = Updater::new(authority);
+    let back = server.zone(&reverse()).unwrap();
+    blocking(move || {
+        let (one, web) = (Epoch::first(), pod("web"));
+        let pointers = |owner: &str| back.dump().iter().filter(|r| r.starts_with(owner)).count();
+        assert!(committed(&full.publish(&web, &one, &at(7)).unwrap()));
+        assert!(committed(
+            &quick.move_to(&web, &one, &one.next(), &at(8)).unwrap()
+        ));
+        assert_eq!((pointers("7.2."), pointers("8.2.")), (1, 0));
+        full.point_back(&web, &at(7).addresses).unwrap();
+        assert_eq!((pointers("7.2."), pointers("8.2.")), (0, 1));
+    })
+    .await;
+    server.stop().await.unwrap();
 }

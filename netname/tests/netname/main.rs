@@ -5,6 +5,8 @@ mod bind;
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod directory;
 #[cfg(test)]
 mod forwarding;

@@ -12,7 +12,7 @@ use hickory_proto::{
     serialize::binary::{BinEncodable, BinEncoder},
 };
 use hickory_server::{
-    net::xfer::Protocol,
+    net::{NetError, xfer::Protocol},
     server::{Request, ResponseHandler, ResponseInfo},
     zone_handler::{MessageResponse, MessageResponseBuilder},
 };
@@ -53,30 +53,32 @@ pub(crate) async fn send<R: ResponseHandler>(
         .signature
         .as_ref()
         .map_or_else(Vec::new, |record| record.data.mac.clone());
-    let mut signer = Signer {
+    let signer = Signer {
         key: holder.key.clone(),
         mac,
         first: true,
         id: request.metadata.id,
     };
+    match stream(signer, request, &records, &mut handle).await {
+        Ok(Some(info)) => info,
+        Ok(None) => refuse(request, ResponseCode::ServFail, handle).await,
+        Err(error) => sent(request, Err(error)),
+    }
+}
+
+/// Sends all messages; tells of the last one.
+async fn stream<R: ResponseHandler>(
+    mut signer: Signer,
+    request: &Request,
+    records: &[Record],
+    handle: &mut R,
+) -> Result<Option<ResponseInfo>, NetError> {
     let mut info = None;
-    for batch in batches(&records) {
-        let response = match signer.sign(request, batch) {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::error!(zone = %zone.name(), %error, "transfer not signed");
-                break;
-            }
-        };
-        match handle.send_response(response).await {
-            Ok(done) => info = Some(done),
-            Err(error) => return sent(request, Err(error)),
-        }
+    for batch in batches(records) {
+        let response = signer.sign(request, batch).map_err(NetError::from)?;
+        info = Some(handle.send_response(response).await?);
     }
-    match info {
-        Some(info) => info,
-        None => refuse(request, ResponseCode::ServFail, handle).await,
-    }
+    Ok(info)
 }
 
 /// All records, the SOA first and last; `None` for a copy that never arrived.

@@ -118,22 +118,12 @@ impl Zone {
         } else {
             (0, Records::default())
         };
-        let (journal, serial, records) = match state {
-            Some(dir) => {
-                let (journal, serial, records) =
-                    Journal::open(&dir.join(format!("{name}.journal")), first.0, first.1)?;
-                (Some(journal), serial, records)
-            }
-            None => (None, first.0, first.1),
-        };
+        let (writer, serial, records) = Writer::open(name, state, first)?;
         let zone = Self {
             name: name.clone(),
             origin: name.lower(),
             live: RwLock::new(Arc::new(Snapshot { serial, records })),
-            writer: Mutex::new(Writer {
-                journal,
-                poisoned: false,
-            }),
+            writer: Mutex::new(writer),
             role: RwLock::new(role),
             good_until: RwLock::new(None),
             serial: watch::Sender::new(serial),
@@ -288,6 +278,34 @@ impl Zone {
 }
 
 impl Writer {
+    /// Replays the zone's journal, or starts one with `first`.
+    fn open(
+        zone: &ZoneName,
+        state: Option<&Path>,
+        (serial, seed): (u32, Records),
+    ) -> Result<(Self, u32, Records)> {
+        let Some(dir) = state else {
+            return Ok((
+                Self {
+                    journal: None,
+                    poisoned: false,
+                },
+                serial,
+                seed,
+            ));
+        };
+        let (journal, serial, records) =
+            Journal::open(&dir.join(format!("{zone}.journal")), serial, seed)?;
+        Ok((
+            Self {
+                journal: Some(journal),
+                poisoned: false,
+            },
+            serial,
+            records,
+        ))
+    }
+
     fn commit(
         &mut self,
         zone: &ZoneName,

@@ -38,6 +38,8 @@ pub(crate) enum Ask {
     CloseInput,
     /// What runs in the pod.
     Processes,
+    /// Write an image of the pod, and end it unless it is to go on.
+    Checkpoint { image: PathBuf, leave_running: bool },
 }
 
 /// From the supervisor to the command line.
@@ -53,6 +55,21 @@ pub(crate) enum Told {
     /// `Attach`: a descriptor is beside it if the pod has an input.
     Input,
     Processes(Vec<Process>),
+    /// `Checkpoint`: the image is on disk.
+    Checkpointed(Checkpointed),
+}
+
+/// What a checkpoint came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checkpointed {
+    pub(crate) processes: usize,
+    pub(crate) threads: usize,
+    /// Length of the image's files.
+    pub(crate) bytes: u64,
+    /// How long the pod stood still.
+    pub(crate) frozen_micros: u64,
+    /// From the request to the image's name.
+    pub(crate) total_micros: u64,
 }
 
 /// A program in the pod.
@@ -96,8 +113,11 @@ pub(crate) enum ToInit {
     OpenTerminal { window: Option<(u16, u16)> },
     /// Start a program. Descriptors: standard input, output, error output; or its terminal.
     Spawn { program: Program, main: bool },
-    /// Fork a task for a restart, with this pid if one is given. It waits in the stub page.
+    /// Fork a task for a restart, with this pid if one is given. It waits with the stub page mapped.
+    /// Descriptor: the feed's receiving end, which it keeps.
     SpawnSeed { vpid: Option<i32> },
+    /// Fork the builder of a restart, with a pid that no task of the image has. Descriptor: its socket.
+    Builder { vpid: Option<i32> },
     /// A restored task is the pod's main program.
     Adopt { vpid: i32 },
     /// Send a signal from inside the pod.
@@ -129,7 +149,7 @@ pub(crate) enum Answer {
     },
     /// `OpenTerminal`. Descriptors: the terminal's master, then the terminal itself.
     Terminal,
-    /// `Spawn`, `SpawnSeed`. Descriptor: a pidfd.
+    /// `Spawn`, `SpawnSeed`, `Builder`. Descriptor: a pidfd.
     Spawned {
         vpid: i32,
     },

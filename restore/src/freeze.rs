@@ -347,9 +347,14 @@ impl Frozen {
     ///
     /// # Errors
     /// Never for a task that died meanwhile; otherwise the first detach that failed, after trying all.
-    pub fn resume(self) -> Result<()> {
+    pub fn resume(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
         let mut failed = None;
-        for task in self.processes.into_iter().flat_map(|p| p.threads) {
+        let processes = std::mem::take(&mut self.processes);
+        for task in processes.into_iter().flat_map(|p| p.threads) {
             if let Err(e) = task.stopped.detach(0).or_else(ignore_gone) {
                 failed.get_or_insert(e);
             }
@@ -357,9 +362,57 @@ impl Frozen {
         failed.map_or(Ok(()), |e| Err(e.into()))
     }
 
+    /// Ends it: no process of it runs another instruction.
+    pub fn kill(mut self) {
+        let pids = self.processes.iter().map(|p| p.pid).collect::<Vec<_>>();
+        self.processes.clear();
+        kill_traced(&pids);
+    }
+
     /// How many threads stand still.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.processes.iter().map(|p| p.threads.len()).sum()
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Err(error) = self.let_go() {
+            tracing::error!(%error, "a task could not be let go");
+        }
+    }
+}
+
+/// Kills all processes below `init` and takes leave of those that this thread traces: a tracee that
+/// died stays in the way of its pid namespace's end until its tracer has seen it.
+///
+/// # Errors
+/// [`Error::File`] when /proc cannot be read.
+pub fn kill_all(init: pid_t) -> Result<()> {
+    kill_traced(&descendants(init)?);
+    Ok(())
+}
+
+fn kill_traced(pids: &[pid_t]) {
+    for pid in pids {
+        // SAFETY: plain values. Tracees and their zombies keep their pids until we wait for them.
+        unsafe { libc::kill(*pid, libc::SIGKILL) };
+    }
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a live int. Only this thread's own children and tracees are meant.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+        if pid < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+        if pid > 0 && libc::WIFSTOPPED(status) {
+            // A birth or an exit that was on the way when the signal came.
+            // SAFETY: plain values; the task is a stopped tracee of this thread.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::ptrace(libc::PTRACE_CONT, pid, 0, 0);
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! group of commands; what a command does is in `cmd/`.
 
 mod control;
+mod image;
 mod inside;
 mod internal;
 mod look;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use control::{Kill, Remove, Stop};
+pub(crate) use image::{Checkpoint, ImageCommand, OneImage, Restore};
 pub(crate) use inside::Exec;
 pub(crate) use internal::Internal;
 pub(crate) use look::{List, Logs};
@@ -95,6 +97,13 @@ pub(crate) enum Command {
     Pause(One),
     /// Let a paused pod go on
     Resume(One),
+    /// Put a pod to sleep in an image
+    Checkpoint(Checkpoint),
+    /// Wake a pod from an image
+    Restore(Restore),
+    /// Look at an image
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Remove a pod that is over
     Rm(Remove),
     /// The processes around a pod

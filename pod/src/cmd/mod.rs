@@ -1,13 +1,16 @@
 //! What each command does, one file each. A command returns the exit code.
 
 mod attach;
+mod checkpoint;
 mod exec;
 mod follow;
+mod image;
 mod inspect;
 mod kill;
 mod logs;
 mod pause;
 mod ps;
+mod restore;
 mod rm;
 mod run;
 mod stop;
@@ -44,6 +47,11 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::Pause(one) => pause::pause(&store.find(&one.pod)?),
         Command::Resume(one) => pause::resume(&store.find(&one.pod)?),
         Command::Rm(arguments) => rm::rm(&store, &arguments),
+        Command::Checkpoint(arguments) => {
+            checkpoint::checkpoint(&store.find(&arguments.pod)?, &arguments, globals.format)
+        }
+        Command::Restore(arguments) => restore::restore(&store, arguments),
+        Command::Image(command) => image::image(&command),
         Command::Internal(_) => Ok(0),
     }
 }

@@ -28,10 +28,7 @@ pub(super) fn run(store: &Store, arguments: Run) -> Result<u8> {
     let config = configure(arguments)?;
     let pod = store.create(&config)?;
     let session = Session::prepare(&pod, &config, detach)?;
-    let started = start(store, &pod);
-    if let Err(error) = started {
-        return Err(forget(&pod, error));
-    }
+    start_or_forget(store, &pod)?;
     eprintln_where(&config, &pod);
     if detach {
         output::print(&format!("{}\n", config.name))?;
@@ -41,6 +38,11 @@ pub(super) fn run(store: &Store, arguments: Run) -> Result<u8> {
         Ended::Exited(exit) => Ok(exit.code()),
         Ended::Detached => Ok(0),
     }
+}
+
+/// Starts a pod that was created just now; one that does not start leaves nothing behind.
+pub(super) fn start_or_forget(store: &Store, pod: &Pod) -> Result<()> {
+    start(store, pod).map_err(|error| forget(pod, error))
 }
 
 /// Starts the holder and waits until the program runs.

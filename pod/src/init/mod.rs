@@ -156,7 +156,11 @@ impl Init {
                 Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::SpawnSeed { vpid } => {
-                let spawned = spawn::seed(vpid, &self.groups)?;
+                let spawned = spawn::seed(vpid, &self.groups, fds)?;
+                Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
+            }
+            ToInit::Builder { vpid } => {
+                let spawned = spawn::builder(vpid, fds)?;
                 Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::Adopt { vpid } => {

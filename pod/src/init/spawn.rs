@@ -54,8 +54,9 @@ pub(super) fn program(program: &Program, fds: &[OwnedFd], groups: &[OwnedFd]) ->
 }
 
 /// Forks a task for a restart, with a chosen pid if one is given. It maps the stub page and waits there
-/// until the supervisor seizes it.
-pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd]) -> Result<Spawned> {
+/// until the supervisor seizes it. `fds` is the feed, the only descriptor it keeps.
+pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd], fds: Vec<OwnedFd>) -> Result<Spawned> {
+    let feed = fds.into_iter().next().context("a seed needs a feed")?;
     let (failure, report) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     let spawned = fork(vpid, || {
         let ready = join(groups).and_then(|()| stub::map_here().context("map the stub page"));
@@ -66,8 +67,7 @@ pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd]) -> Result<Spawned> {
                 return 1;
             }
         }
-        // SAFETY: closing every descriptor is this task's last act as our program; none is used afterwards.
-        unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+        close_all_but(feed.as_raw_fd() as u32);
         loop {
             // SAFETY: no memory is passed.
             unsafe { libc::pause() };
@@ -77,6 +77,34 @@ pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd]) -> Result<Spawned> {
         Some(failure) => Err(failure.into()),
         None => Ok(spawned),
     }
+}
+
+/// Closing descriptors is a seed's last act as our program; none is used afterwards.
+fn close_all_but(kept: u32) {
+    let close = |first: u32, last: u32| {
+        // SAFETY: by contract of this function.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    if kept > 0 {
+        close(0, kept - 1);
+    }
+    close(kept + 1, u32::MAX);
+}
+
+/// Forks the builder of a restart; `fds` is its socket. It ends when the supervisor hangs up.
+pub(super) fn builder(vpid: Option<i32>, fds: Vec<OwnedFd>) -> Result<Spawned> {
+    let socket = fds
+        .into_iter()
+        .next()
+        .context("the builder needs a socket")?;
+    fork(vpid, || {
+        // Init's other descriptors must not live longer than init: its socket, for one.
+        close_all_but(socket.as_raw_fd() as u32);
+        match restore::service::serve(&socket) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        }
+    })
 }
 
 /// Forks; the child runs `body` and exits with what it returns.

@@ -65,6 +65,11 @@ fn conclude(state: &mut State, ending: Ending) {
             state.phase = Phase::Exited;
             state.exit = Some(Exit::of(status));
         }
+        Ending::Over(Event::Checkpointed) => {
+            state.phase = Phase::Exited;
+            state.exit = Some(Exit::Signal(libc::SIGKILL));
+            state.reason = Some("it sleeps in its image".to_owned());
+        }
         Ending::Over(event) => {
             state.phase = Phase::Exited;
             state.exit = Some(Exit::Signal(libc::SIGKILL));

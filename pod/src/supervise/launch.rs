@@ -7,6 +7,7 @@
 //! ```
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -14,13 +15,16 @@ use intercept::sys::pidfd_getfd;
 
 use super::holder_link::Kept;
 use super::init_link::InitLink;
-use super::{INIT, INIT_PROCESS, STREAMS, Supervised, is_live, process, streams};
+use super::{INIT, INIT_PROCESS, STREAMS, Supervised, image, is_live, process, restart, streams};
 use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
 use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
 use crate::{cgroup, layer};
+
+/// Before the names under which the holder keeps streams.
+const STREAM: &str = "stream:";
 
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
@@ -57,10 +61,10 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
     supervised.facts().init = Some(Arc::clone(&link));
     if first {
         set_up(supervised, &link)?;
-        if supervised.config.image.is_some() {
-            return supervised.change(|state| state.phase = Phase::Held);
-        }
-        return spawn_main(supervised, &link);
+        return match supervised.config.image.clone() {
+            None => spawn_main(supervised, &link),
+            Some(image) => wake_main(supervised, &link, image),
+        };
     }
     let phase = supervised.facts().state.phase;
     if !is_live(phase) {
@@ -77,7 +81,7 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
         hostname: config.hostname.clone(),
         loopback: config.net != Net::Shared,
         own_pids: true,
-        clocks: Some((0, 0)),
+        clocks: Some(clocks(config)?),
         root: layer::plan(&supervised.store, &supervised.pod, config, unprivileged)?,
         filter: None,
     };
@@ -137,6 +141,31 @@ fn spawn_main(supervised: &Supervised, link: &InitLink) -> Result<()> {
     supervised.change(|state| {
         state.phase = Phase::Running;
         state.main = Some(vpid);
+        state.started = Some(crate::store::now());
+    })
+}
+
+/// Offsets of the pod's clocks: they go on from where an image left them.
+fn clocks(config: &Config) -> Result<(i64, i64)> {
+    let Some(image) = &config.image else {
+        return Ok((0, 0));
+    };
+    let (now, pod) = (image::clocks()?, restart::pod_of(image)?);
+    Ok((pod.clocks.0 - now.0, pod.clocks.1 - now.1))
+}
+
+fn wake_main(supervised: &Supervised, link: &Arc<InitLink>, image: PathBuf) -> Result<()> {
+    let theirs = streams::make(supervised, link)?;
+    let named = streams::names(&supervised.config).iter().zip(theirs);
+    let named = named.map(|(name, fd)| ((*name).to_owned(), fd)).collect();
+    let main = restart::wake(supervised, link, image, named)?;
+    supervised.change(|state| {
+        state.phase = Phase::Held;
+        state.main = Some(main);
+    })?;
+    restart::release(supervised)?;
+    supervised.change(|state| {
+        state.phase = Phase::Running;
         state.started = Some(crate::store::now());
     })
 }

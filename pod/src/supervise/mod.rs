@@ -13,21 +13,25 @@
 //! Plain threads, one conversation each. What must survive the supervisor lies with the holder
 //! (descriptors) and in `state.json` (facts); a new supervisor takes both over and goes on.
 
+mod checkpoint;
 mod client;
 mod end;
 mod holder_link;
+mod image;
 mod init_link;
 mod launch;
 mod process;
+mod restart;
 mod serve;
 mod streams;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
+use intercept::tracer::Tracer;
 
 use crate::failure::Failure;
 use crate::store::{Config, Exit, Phase, Pod, State, Store};
@@ -36,6 +40,7 @@ use holder_link::HolderLink;
 use init_link::InitLink;
 
 pub(crate) use client::Client;
+pub(crate) use restart::pod_of;
 
 /// Names under which the holder keeps descriptors; those of [`STREAMS`] besides.
 const INIT: &str = "init";
@@ -53,6 +58,8 @@ enum Event {
     MainExited(i32),
     InitGone,
     HolderGone,
+    /// Its image is written.
+    Checkpointed,
 }
 
 /// A running pod, shared by the supervisor's threads.
@@ -64,6 +71,7 @@ struct Supervised {
     facts: Mutex<Facts>,
     changed: Condvar,
     events: Mutex<Sender<Event>>,
+    tracer: OnceLock<Tracer>,
 }
 
 /// What changes while the pod lives.
@@ -98,6 +106,15 @@ impl Supervised {
         let _ = events.send(event);
     }
 
+    /// The thread that does all ptrace of this pod, started when it is first needed.
+    fn tracer(&self) -> Result<&Tracer> {
+        if let Some(tracer) = self.tracer.get() {
+            return Ok(tracer);
+        }
+        let (tracer, _) = Tracer::spawn().context("start the tracer thread")?;
+        Ok(self.tracer.get_or_init(|| tracer))
+    }
+
     fn init(&self) -> Result<Arc<InitLink>> {
         self.facts()
             .init
@@ -128,6 +145,7 @@ pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
         facts: Mutex::new(facts),
         changed: Condvar::new(),
         events: Mutex::new(sender),
+        tracer: OnceLock::new(),
     });
     // Made while there is one thread only: a child of ours inherits nothing half-done.
     let begun = if first {

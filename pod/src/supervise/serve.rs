@@ -126,6 +126,10 @@ impl Supervised {
             Ask::Attach => self.attach(),
             Ask::CloseInput => self.close_input(),
             Ask::Processes => told(Told::Processes(self.processes()?)),
+            Ask::Checkpoint {
+                image,
+                leave_running,
+            } => told(Told::Checkpointed(self.checkpoint(image, leave_running)?)),
         }
     }
 

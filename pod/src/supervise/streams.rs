@@ -11,6 +11,7 @@ use nix::unistd::pipe2;
 use super::init_link::InitLink;
 use super::{STDERR, STDIN, STDOUT, Supervised, TERMINAL};
 use crate::messages::ToInit;
+use crate::store::Config;
 
 /// Makes the streams. Returns the pod's ends: standard input, output and error output, or its terminal.
 pub(super) fn make(supervised: &Supervised, link: &InitLink) -> Result<Vec<OwnedFd>> {
@@ -21,6 +22,15 @@ pub(super) fn make(supervised: &Supervised, link: &InitLink) -> Result<Vec<Owned
     let output = output(supervised, STDOUT)?;
     let errors = self::output(supervised, STDERR)?;
     Ok(vec![input, output, errors])
+}
+
+/// The names of the streams that [`make`] returns, in its order.
+pub(super) fn names(config: &Config) -> &'static [&'static str] {
+    if config.tty {
+        &[TERMINAL]
+    } else {
+        &[STDIN, STDOUT, STDERR]
+    }
 }
 
 fn terminal(supervised: &Supervised, link: &InitLink) -> Result<OwnedFd> {

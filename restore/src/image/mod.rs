@@ -18,6 +18,8 @@ mod header;
 mod read;
 mod write;
 
+/// A record's body, undecoded.
+pub use ciborium::Value;
 pub use content::{Content, Extent};
 pub use header::{FORMAT, FileSum, Header};
 pub use read::Image;

@@ -147,6 +147,22 @@ impl Plan {
             .filter(move |p| p.place.parent == parent)
     }
 
+    /// The highest number that a process, thread, group or session has.
+    pub(crate) fn last_pid(&self) -> i32 {
+        let of = |process: &Process| {
+            let threads = match &process.state {
+                State::Alive(alive) => alive.threads.iter().map(|t| t.tid).max(),
+                State::Zombie { .. } => None,
+            };
+            let place = process.place;
+            threads
+                .into_iter()
+                .chain([place.pid, place.group, place.session])
+                .max()
+        };
+        self.processes.values().filter_map(of).max().unwrap_or(1)
+    }
+
     /// A descriptor number above all slots of the image.
     fn feed(&self) -> i32 {
         let slots = self.processes.values().filter_map(|p| match &p.state {
@@ -155,6 +171,14 @@ impl Plan {
         });
         slots.max().unwrap_or(0).max(63) + 1
     }
+}
+
+/// A pid that no task of an image has, for our own process inside the pod.
+///
+/// # Errors
+/// [`Error::Image`] when the records do not decode.
+pub fn spare_pid(image: &Image) -> Result<i32> {
+    Ok(Plan::read(image)?.last_pid() + 1)
 }
 
 /// Rebuilds the pod of an image. The builder has made its descriptions before.

@@ -63,6 +63,8 @@ struct Maker<'a> {
     plan: &'a Plan,
     site: &'a mut dyn Site,
     made: Made,
+    /// The last pid given to a helper; none of the image's is above the first.
+    spare: i32,
 }
 
 /// Makes all processes of the plan.
@@ -72,7 +74,13 @@ pub(super) fn make(plan: &Plan, site: &mut dyn Site) -> Result<Made> {
         puppets: BTreeMap::new(),
         real: BTreeMap::new(),
     };
-    let mut maker = Maker { plan, site, made };
+    let spare = plan.last_pid() + 1;
+    let mut maker = Maker {
+        plan,
+        site,
+        made,
+        spare,
+    };
     for process in plan.children(INIT) {
         if maker.is_seed(process) {
             let puppet = maker.seed(process.place.pid)?;
@@ -148,7 +156,8 @@ impl Maker<'_> {
             .children(INIT)
             .filter(|o| o.place.session == session && o.place.pid != session)
         {
-            let helper = fork(leader, None)?;
+            self.spare += 1;
+            let helper = fork(leader, self.site.wanted_pid(self.spare))?;
             let mut helper = leader.forked(helper)?;
             let task = self.fork(&mut helper, orphan.place.pid)?;
             let puppet = helper.forked(task)?;

@@ -1,0 +1,133 @@
+//! `pod checkpoint`: freeze, capture into an image, then end the pod or let it go on.
+//!
+//! ```text
+//!   freeze ─▶ capture ─▶ image synced and named ─▶ kill          (the pod is over)
+//!      └───────┴─ any failure, or --leave-running ─▶ resume      (the pod goes on, unharmed)
+//! ```
+//!
+//! All of it happens on the tracer thread, because the tracees are that thread's.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use restore::capture::Capture;
+use restore::checkpoint::{self, KernelPids, Subject};
+use restore::freeze::{self, Frozen};
+use restore::image::{Header, Writer};
+
+use super::image::{PodRecord, clocks, offsets_of};
+use super::{Event, Supervised};
+use crate::failure::Failure;
+use crate::messages::Checkpointed;
+use crate::store::Phase;
+
+/// What the tracer thread needs to know of the pod.
+struct Job {
+    init: i32,
+    pod: PodRecord,
+    streams: Vec<(String, std::os::fd::OwnedFd)>,
+    image: PathBuf,
+    leave_running: bool,
+}
+
+impl Supervised {
+    /// Writes an image of the pod to `image`.
+    pub(super) fn checkpoint(&self, image: PathBuf, leave_running: bool) -> Result<Checkpointed> {
+        let job = self.checkpoint_job(image, leave_running)?;
+        let done = self.tracer()?.run(move |_| take(&job));
+        let done = done.context("the tracer thread is gone")??;
+        if !leave_running {
+            self.raise(Event::Checkpointed);
+        }
+        Ok(done)
+    }
+
+    fn checkpoint_job(&self, image: PathBuf, leave_running: bool) -> Result<Job> {
+        let facts = self.facts();
+        let phase = facts.state.phase;
+        anyhow::ensure!(
+            phase == Phase::Running,
+            Failure::new(format!("the pod is {phase}"))
+                .hint("a paused pod is resumed first: pod resume")
+        );
+        let pod = PodRecord {
+            config: self.config.clone(),
+            main: facts.state.main.context("the pod has no main program")?,
+            clocks: (0, 0),
+        };
+        let init = facts.state.init.context("the pod has no init")?;
+        let streams = facts
+            .streams
+            .iter()
+            .map(|(name, fd)| Ok(((*name).to_owned(), fd.try_clone()?)));
+        let streams = streams
+            .collect::<std::io::Result<_>>()
+            .context("duplicate a stream")?;
+        Ok(Job {
+            init,
+            pod,
+            streams,
+            image,
+            leave_running,
+        })
+    }
+}
+
+/// On the tracer thread.
+fn take(job: &Job) -> Result<Checkpointed> {
+    let begun = Instant::now();
+    let mut writer = Writer::create(&job.image)?;
+    let mut frozen = freeze::freeze(job.init, &[])?;
+    let stopped = Instant::now();
+    let (processes, threads) = (frozen.processes.len(), frozen.threads());
+    capture(job, &mut frozen, &mut writer)?;
+    let header = if job.leave_running {
+        frozen.resume()?;
+        finish(writer, &job.image)?
+    } else {
+        // Synced and named while the pod still stands: a full disk costs nothing but time.
+        let header = finish(writer, &job.image)?;
+        frozen.kill();
+        header
+    };
+    Ok(Checkpointed {
+        processes,
+        threads,
+        bytes: header.files.values().map(|file| file.len).sum(),
+        frozen_micros: stopped.elapsed().as_micros() as u64,
+        total_micros: begun.elapsed().as_micros() as u64,
+    })
+}
+
+fn finish(writer: Writer, image: &Path) -> Result<Header> {
+    writer
+        .finish()
+        .with_context(|| format!("complete the image {}", image.display()))
+}
+
+fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
+    let mut pod = job.pod.clone();
+    let any = frozen
+        .processes
+        .first()
+        .context("the pod has no process")?
+        .pid;
+    let ((monotonic, boot), (ahead, boot_ahead)) = (clocks()?, offsets_of(any)?);
+    pod.clocks = (monotonic + ahead, boot + boot_ahead);
+    writer.record(0, &pod)?;
+    let streams = job
+        .streams
+        .iter()
+        .map(|(name, fd)| Ok((name.clone(), fd.try_clone()?)));
+    let streams = streams
+        .collect::<std::io::Result<_>>()
+        .context("duplicate a stream")?;
+    let subject = Subject {
+        init: job.init,
+        pids: &KernelPids,
+        streams,
+    };
+    let mut cx = Capture::new(writer);
+    Ok(checkpoint::capture(frozen, &subject, &mut cx)?)
+}

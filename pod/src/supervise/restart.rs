@@ -1,0 +1,187 @@
+//! Waking a pod from an image, in a world that init has made already.
+//!
+//! The builder is forked by init, the seeds too; what comes of them is the tracer thread's work. A pod
+//! that could not be woken whole is killed whole.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use restore::image::Image;
+use restore::resource::ObjectId;
+use restore::restart::{self, Held, Site};
+use restore::service::Client;
+
+use super::Supervised;
+use super::image::PodRecord;
+use super::init_link::InitLink;
+use crate::failure::Failure;
+use crate::messages::{Answer, ToInit};
+
+/// Streams between the pod and us, by name: the pod's ends.
+pub(super) type Streams = Vec<(String, OwnedFd)>;
+
+/// Reads what an image says of its pod.
+pub(crate) fn pod_of(path: &Path) -> Result<PodRecord> {
+    let image = Image::open(path)?;
+    Ok(image.get::<PodRecord>(0)?)
+}
+
+/// Rebuilds the pod of `image`, held; [`release`] lets it run. Answers the main program's pid in the pod.
+pub(super) fn wake(
+    supervised: &Supervised,
+    link: &Arc<InitLink>,
+    path: PathBuf,
+    streams: Streams,
+) -> Result<i32> {
+    let init = supervised
+        .facts()
+        .state
+        .init
+        .context("the pod has no init")?;
+    let link = Arc::clone(link);
+    let woken = supervised.tracer()?.run(move |locals| {
+        let woken = wake_here(&link, &path, &streams);
+        match woken {
+            Ok((main, held)) => {
+                locals.put(held);
+                Ok(main)
+            }
+            Err(error) => {
+                restore::freeze::kill_all(init)?;
+                Err(error)
+            }
+        }
+    });
+    let main = woken.context("the tracer thread is gone")??;
+    Ok(main)
+}
+
+/// Lets a held pod run.
+pub(super) fn release(supervised: &Supervised) -> Result<()> {
+    let released = supervised.tracer()?.run(|locals| {
+        let held: Held = locals.take().context("no pod is held")?;
+        Ok::<_, anyhow::Error>(held.run()?)
+    });
+    released.context("the tracer thread is gone")?
+}
+
+fn wake_here(link: &InitLink, path: &Path, streams: &[(String, OwnedFd)]) -> Result<(i32, Held)> {
+    let image = Image::open(path)?;
+    let pod: PodRecord = image.get(0)?;
+    let spare = restart::spare_pid(&image)?;
+    let mut site = PodSite::new(link, path, streams, spare)?;
+    let held = restart::restart(&image, &mut site)?;
+    link.order(ToInit::Adopt { vpid: pod.main }, &[])?;
+    site.end()?;
+    Ok((pod.main, held))
+}
+
+/// The surroundings of a restart where the kernel holds the pod's pids.
+struct PodSite<'a> {
+    link: &'a InitLink,
+    builder: Client,
+    feed: OwnedFd,
+    feed_inode: u64,
+    /// A pidfd for the builder.
+    process: OwnedFd,
+}
+
+impl<'a> PodSite<'a> {
+    fn new(
+        link: &'a InitLink,
+        image: &Path,
+        streams: &[(String, OwnedFd)],
+        spare: i32,
+    ) -> Result<Self> {
+        let pair = || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).context("socketpair")
+        };
+        let ((ours, theirs), (sender, feed)) = (pair()?, pair()?);
+        let (_, fds) = link.order(ToInit::Builder { vpid: Some(spare) }, &[theirs])?;
+        let process = fds.into_iter().next().context("init gave no pidfd")?;
+        let directory = File::open(image).with_context(|| format!("open {}", image.display()))?;
+        let builder = Client::start(ours, directory.as_fd(), sender.as_fd(), streams)?;
+        let feed_inode = nix::sys::stat::fstat(&feed).context("fstat")?.st_ino;
+        Ok(Self {
+            link,
+            builder,
+            feed,
+            feed_inode,
+            process,
+        })
+    }
+}
+
+impl PodSite<'_> {
+    /// Lets the builder go and waits until it has: a checkpoint that follows shall not find it.
+    fn end(self) -> Result<()> {
+        drop(self.builder);
+        let mut fds = [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).context("wait for the builder")?;
+        Ok(())
+    }
+}
+
+fn outside(what: &'static str) -> impl Fn(anyhow::Error) -> restore::Error {
+    move |error| restore::Error::Builder(format!("{what}: {}", Failure::of(&error)))
+}
+
+/// The process behind a pidfd, on this host (`Pid` of proc_pid_fdinfo(5)).
+fn pid_of(pidfd: &OwnedFd) -> Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.and_then(|pid| pid.trim().parse().ok())
+        .context("the seed died")
+}
+
+impl Site for PodSite<'_> {
+    fn seed(&mut self, virtual_pid: i32) -> restore::Result<i32> {
+        let seed = || -> Result<i32> {
+            let feed = self.feed.try_clone().context("dup")?;
+            let order = ToInit::SpawnSeed {
+                vpid: Some(virtual_pid),
+            };
+            let (answer, fds) = self.link.order(order, &[feed])?;
+            anyhow::ensure!(
+                matches!(answer, Answer::Spawned { .. }),
+                "init gave another answer"
+            );
+            pid_of(fds.first().context("init gave no pidfd")?)
+        };
+        seed().map_err(outside("fork a task"))
+    }
+
+    fn feed_inode(&self) -> u64 {
+        self.feed_inode
+    }
+
+    fn give(&mut self, ids: &[ObjectId]) -> restore::Result<()> {
+        self.builder.give(ids)
+    }
+
+    fn wanted_pid(&self, virtual_pid: i32) -> Option<i32> {
+        Some(virtual_pid)
+    }
+
+    fn born(&mut self, _virtual_pid: i32, _real: i32) {}
+
+    fn inner_pid(&self, virtual_pid: i32) -> i32 {
+        virtual_pid
+    }
+
+    fn link(&mut self) -> restore::Result<()> {
+        self.builder.link(HashMap::new())
+    }
+
+    fn settle(&mut self) -> restore::Result<()> {
+        self.builder.settle()
+    }
+}

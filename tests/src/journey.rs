@@ -1,12 +1,13 @@
 //! What happens to a program between putting a datum in and asking for it again.
 
+use std::cell::RefCell;
 use std::process::Child;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::host::Host;
 use crate::program::Program;
 use crate::site::Site;
+use crate::terminal::Terminal;
 use crate::world::World;
 
 /// A program's way.
@@ -62,9 +63,7 @@ pub fn travel(program: &mut dyn Program, journey: Journey) -> Result<()> {
         }
         Journey::Checkpoint(before, after) => {
             start(program, &mut site, before)?;
-            live(program, &site, || {
-                sleep_and_wake(&world.source, &world, after)
-            })?;
+            live(program, &site, || sleep_and_wake(&site, &world, after))?;
             remove(&site)?;
         }
     }
@@ -79,6 +78,7 @@ fn site(world: &World) -> Site<'_> {
         desk: &world.desk,
         pod: None,
         log,
+        terminal: RefCell::default(),
     }
 }
 
@@ -116,10 +116,16 @@ fn live_natively(program: &mut dyn Program, site: &Site<'_>) -> Result<()> {
         .copied()
         .chain(words.iter().map(String::as_str))
         .collect();
-    let mut child = Guard(site.host.spawn(&words, &site.log)?);
-    live(program, site, || Ok(()))?;
-    child.0.kill()?;
-    child.0.wait()?;
+    if program.terminal() {
+        let mut command = site.host.command(words[0])?;
+        site.terminal
+            .replace(Some(Terminal::start(command.args(&words[1..]))?));
+        live(program, site, || Ok(()))?;
+        site.terminal.replace(None);
+    } else {
+        let _child = Guard(site.host.spawn(&words, &site.log)?);
+        live(program, site, || Ok(()))?;
+    }
     // What the program started goes with it: in a pod that is what `rm` does.
     site.host.kill_all()
 }
@@ -148,6 +154,7 @@ fn start(program: &dyn Program, site: &mut Site<'_>, names: Backing) -> Result<(
         "POD_TEST",
     ];
     words.extend(options.iter().map(String::as_str));
+    words.extend(program.terminal().then_some("-t"));
     words.push("--");
     words.extend(command.iter().map(String::as_str));
     site.host.pod(&words)?.ok()?;
@@ -155,9 +162,11 @@ fn start(program: &dyn Program, site: &mut Site<'_>, names: Backing) -> Result<(
     Ok(())
 }
 
-fn sleep_and_wake(host: &Host, world: &World, names: Backing) -> Result<()> {
+fn sleep_and_wake(site: &Site<'_>, world: &World, names: Backing) -> Result<()> {
     let image = world.directory().join("image");
     let image = image.to_string_lossy();
+    site.terminal.replace(None);
+    let host = site.host;
     host.pod(&["checkpoint", POD, "-o", &image])?.ok()?;
     host.pod(&["rm", "-f", POD])?.ok()?;
     host.pod(&["image", "verify", &image])?.ok()?;

@@ -20,6 +20,7 @@ mod journey;
 mod leftovers;
 pub mod program;
 mod site;
+mod terminal;
 mod wait;
 mod world;
 
@@ -30,5 +31,6 @@ pub use host::Host;
 pub use journey::{Backing, Journey, travel};
 pub use program::Program;
 pub use site::Site;
+pub use terminal::Terminal;
 pub use wait::{eventually, until};
 pub use world::World;

@@ -1,5 +1,6 @@
 //! Where a program runs at the moment: on a host itself, or in a pod there.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -7,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::binary::pod_binary;
 use crate::done::Done;
 use crate::host::Host;
+use crate::terminal::Terminal;
 
 /// A running program's place, as its users see it.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct Site<'a> {
     pub pod: Option<String>,
     /// Where what it writes goes when it runs natively.
     pub log: PathBuf,
+    /// The terminal somebody sits at, where the program has one: its own, or that of `pod attach`.
+    pub terminal: RefCell<Option<Terminal>>,
 }
 
 impl Site<'_> {
@@ -59,6 +64,19 @@ impl Site<'_> {
             Some(pod) => self.host.pod(&["logs", pod])?.ok(),
             None => std::fs::read_to_string(&self.log).context("read the program's output"),
         }
+    }
+
+    /// Types at the program's terminal and reads there; attaches to the pod first if nobody is.
+    ///
+    /// # Errors
+    /// When there is no terminal, and what `work` returns.
+    pub fn type_at<T>(&self, work: impl FnOnce(&mut Terminal) -> Result<T>) -> Result<T> {
+        let mut terminal = self.terminal.borrow_mut();
+        if let (None, Some(pod)) = (terminal.as_ref(), &self.pod) {
+            let mut command = self.host.command(pod_binary())?;
+            *terminal = Some(Terminal::start(command.args(["attach", pod]))?);
+        }
+        work(terminal.as_mut().context("the program has no terminal")?)
     }
 
     /// A client's connection to a port of the program.

@@ -1,5 +1,6 @@
 //! Real programs, each with a datum that must survive.
 
+mod bash;
 mod counter;
 mod go;
 mod memcached;
@@ -12,6 +13,7 @@ mod talker;
 
 use anyhow::Result;
 
+pub use bash::Bash;
 pub use counter::Counter;
 pub use go::Go;
 pub use memcached::Memcached;
@@ -43,6 +45,11 @@ pub trait Program {
     /// What stands in front of the command when it runs natively (what an option does in a pod).
     fn native_prefix(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// Whether it wants a terminal.
+    fn terminal(&self) -> bool {
+        false
     }
 
     /// Waits until it serves.

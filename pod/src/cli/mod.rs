@@ -2,6 +2,7 @@
 //! group of commands; what a command does is in `cmd/`.
 
 mod control;
+mod files;
 mod image;
 mod inside;
 mod internal;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use control::{Kill, Remove, Stop};
+pub(crate) use files::{Copy, Place};
 pub(crate) use image::{Checkpoint, ImageCommand, OneImage, Restore};
 pub(crate) use inside::Exec;
 pub(crate) use internal::Internal;
@@ -106,6 +108,10 @@ pub(crate) enum Command {
     Image(ImageCommand),
     /// Remove a pod that is over
     Rm(Remove),
+    /// Show what a pod changed under its root
+    Diff(One),
+    /// Copy files between a pod and here
+    Cp(Copy),
     /// The processes around a pod
     #[command(flatten)]
     Internal(Internal),

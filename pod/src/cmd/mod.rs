@@ -2,6 +2,8 @@
 
 mod attach;
 mod checkpoint;
+mod cp;
+mod diff;
 mod exec;
 mod follow;
 mod image;
@@ -52,6 +54,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         }
         Command::Restore(arguments) => restore::restore(&store, arguments),
         Command::Image(command) => image::image(&command),
+        Command::Diff(one) => diff::diff(&store.find(&one.pod)?, globals.format),
+        Command::Cp(arguments) => cp::cp(&store, &arguments),
         Command::Internal(_) => Ok(0),
     }
 }

@@ -51,10 +51,11 @@ pub(super) fn start(store: &Store, pod: &Pod) -> Result<()> {
     pod.write_state(&State::new(Phase::Starting)?)?;
     holder::spawn(store, pod, lock)?;
     let answer = match Client::connect(pod)? {
-        Some(client) => {
-            client.send(&Ask::Started, &[])?;
-            client.receive()?
-        }
+        // A supervisor that has failed may be gone before we ask; then the state says why.
+        Some(client) => match client.send(&Ask::Started, &[]) {
+            Ok(()) => client.receive()?,
+            Err(_) => None,
+        },
         None => None,
     };
     match answer {

@@ -9,9 +9,10 @@ use crate::supervise::Client;
 /// Runs the command.
 pub(super) fn stop(pod: &Pod, seconds: u64) -> Result<u8> {
     let client = Client::to_live(pod)?;
-    client.send(&Ask::Stop { seconds }, &[])?;
-    // The supervisor ends with the pod, and may do so before it has answered.
-    client.receive()?;
+    // The supervisor ends with the pod, and may do so before it was asked or has answered.
+    if client.send(&Ask::Stop { seconds }, &[]).is_ok() {
+        client.receive()?;
+    }
     pod.until_let_go()?;
     Ok(0)
 }

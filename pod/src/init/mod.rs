@@ -34,6 +34,8 @@ use crate::failure::Failure;
 use crate::messages::{Answer, FromInit, Order, ToInit};
 use crate::wire::Wire;
 
+pub(crate) use mounts::assemble_privately;
+
 /// What an order comes to: an answer and the descriptors beside it.
 type Answered = Result<(Answer, Vec<OwnedFd>)>;
 

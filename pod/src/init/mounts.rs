@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 use super::devices;
 use crate::failure::{Failure, Hinted};
@@ -32,14 +33,7 @@ struct Source {
 
 /// Makes the pod's root. Returns the mounts that are read-only because they cannot lie under a layer.
 pub(super) fn make(root: &Root, own_pids: bool) -> Result<Vec<String>> {
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )
-    .context("cut mount propagation")?;
+    cut_propagation()?;
     let sources = sources(root)?;
     let sys = open("/sys".as_ref(), "/sys".as_ref(), true, true)?;
     let proc = if own_pids {
@@ -62,6 +56,19 @@ pub(super) fn make(root: &Root, own_pids: bool) -> Result<Vec<String>> {
     hide_store(root)?;
     read_only.extend(root.read_only.iter().map(|path| path.display().to_string()));
     Ok(read_only)
+}
+
+/// Puts a pod's files together on its mount point, in a new mount namespace of the calling process, which
+/// must have one thread. What lies over them in a running pod (/proc, volumes, …) is left out.
+pub(crate) fn assemble_privately(root: &Root) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).hinted("make a mount namespace", "this needs root")?;
+    cut_propagation()?;
+    assemble(root).map(drop)
+}
+
+fn cut_propagation() -> Result<()> {
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("cut mount propagation")
 }
 
 fn sources(root: &Root) -> Result<Vec<Source>> {

@@ -1,6 +1,8 @@
 //! What a layer holds: read from its upper directories, without overlay.
 
+use std::ffi::CString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -31,10 +33,11 @@ pub(crate) struct Change {
 }
 
 /// Places that exist only so that something of ours can be mounted there.
-const PLACES: [&str; 7] = [
+const PLACES: [&str; 8] = [
     "/proc",
     "/sys",
     "/dev",
+    "/etc",
     "/etc/hostname",
     "/etc/hosts",
     "/etc/resolv.conf",
@@ -69,7 +72,7 @@ fn walk(
         let metadata = fs::symlink_metadata(entry.path())
             .with_context(|| format!("look at {}", entry.path().display()))?;
         let below = fs::symlink_metadata(lower(&path)).ok();
-        if let Some(kind) = kind(&path, &metadata, below.as_ref()) {
+        if let Some(kind) = kind(&path, &entry.path(), &metadata, below.as_ref()) {
             found.push(Change {
                 kind,
                 path: path.clone(),
@@ -83,7 +86,12 @@ fn walk(
     Ok(())
 }
 
-fn kind(path: &Path, upper: &fs::Metadata, lower: Option<&fs::Metadata>) -> Option<Kind> {
+fn kind(
+    path: &Path,
+    at: &Path,
+    upper: &fs::Metadata,
+    lower: Option<&fs::Metadata>,
+) -> Option<Kind> {
     if upper.file_type().is_char_device() && upper.rdev() == 0 {
         return Some(Kind::Deleted);
     }
@@ -92,10 +100,33 @@ fn kind(path: &Path, upper: &fs::Metadata, lower: Option<&fs::Metadata>) -> Opti
     match lower {
         None if place => None,
         None => Some(Kind::Added),
+        Some(_) if upper.is_dir() && is_opaque(at) => Some(Kind::Changed),
         // A directory that is only there to hold a change below it.
         Some(lower) if upper.is_dir() && lower.is_dir() && same_attributes(upper, lower) => None,
         Some(_) => Some(Kind::Changed),
     }
+}
+
+/// Whether a directory hides everything the lower side has in it (Documentation/filesystems/overlayfs.rst).
+fn is_opaque(upper: &Path) -> bool {
+    let Ok(path) = CString::new(upper.as_os_str().as_bytes()) else {
+        return false;
+    };
+    [c"trusted.overlay.opaque", c"user.overlay.opaque"]
+        .iter()
+        .any(|name| {
+            let mut value = [0_u8; 1];
+            // SAFETY: both strings are C strings; value has the length that is passed.
+            let length = unsafe {
+                libc::lgetxattr(
+                    path.as_ptr(),
+                    name.as_ptr(),
+                    value.as_mut_ptr().cast(),
+                    value.len(),
+                )
+            };
+            length == 1 && value[0] == b'y'
+        })
 }
 
 fn same_attributes(a: &fs::Metadata, b: &fs::Metadata) -> bool {

@@ -18,7 +18,7 @@ mod plan;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use changes::changes;
+pub(crate) use changes::{Kind, changes};
 pub(crate) use plan::plan;
 
 /// The directory name for the file system at a path of the pod.

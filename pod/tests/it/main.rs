@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod files;
 mod host;
 mod life;
+mod limits;
 mod terminal;
 mod trouble;

@@ -11,8 +11,19 @@ fn sleeper(host: &Host) {
     host.good(&["run", "-d", "--name", "s", "--", "busybox", "sleep", "1000"]);
 }
 
+/// Kills a process and waits until it is gone.
 fn end(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    while kill(Pid::from_raw(pid), None).is_ok() && !is_zombie(pid) {
+        std::thread::yield_now();
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 #[test]

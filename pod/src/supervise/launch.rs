@@ -23,8 +23,6 @@ use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
 use crate::{cgroup, layer};
 
-/// Before the names under which the holder keeps streams.
-const STREAM: &str = "stream:";
 
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);

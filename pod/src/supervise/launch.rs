@@ -23,7 +23,6 @@ use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
 use crate::{cgroup, layer};
 
-
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
 
@@ -74,6 +73,9 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let config = &supervised.config;
     let groups = make_groups(supervised)?;
+    if let Some(image) = &config.image {
+        image::unpack_layer(image, &supervised.pod.path("layer"))?;
+    }
     let unprivileged = !nix::unistd::geteuid().is_root();
     let setup = Setup {
         hostname: config.hostname.clone(),

@@ -24,6 +24,7 @@ use crate::{
     capture::Attributes,
     error::{Error, Result},
     image::Image,
+    network::Network,
     resource::{Description, ObjectId, Order, ROOMS},
 };
 
@@ -31,6 +32,8 @@ use crate::{
 pub struct Builder<'i> {
     /// The image they come from.
     pub image: &'i Image,
+    /// Whose addresses the pod's sockets have here.
+    pub network: Network,
     made: BTreeMap<ObjectId, OwnedFd>,
     streams: HashMap<String, OwnedFd>,
     shared: HashMap<TypeId, Box<dyn Any>>,
@@ -47,6 +50,7 @@ impl<'i> Builder<'i> {
     pub fn new(image: &'i Image, streams: HashMap<String, OwnedFd>) -> Self {
         Self {
             image,
+            network: Network::default(),
             made: BTreeMap::new(),
             streams,
             shared: HashMap::new(),

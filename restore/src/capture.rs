@@ -6,8 +6,9 @@
 //! orders descriptions, finding one among thousands takes a binary search.
 
 use std::{
+    any::{Any, TypeId},
     cmp::Ordering,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Refusal, Result},
     image::{Record, Writer},
+    network::Network,
     resource::{ObjectId, ROOMS},
 };
 
@@ -75,6 +77,20 @@ impl Probe {
             .and_then(|v| v.parse().ok())
             .unwrap_or(0);
         Ok(probe)
+    }
+
+    /// Another duplicate with what is known of it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when there is no descriptor left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let file = self.file.try_clone();
+        Ok(Self {
+            file: file.map_err(|e| Error::kernel("dup", self.name(), e))?,
+            link: self.link.clone(),
+            fdinfo: self.fdinfo.clone(),
+            ..*self
+        })
     }
 
     /// The first value of a field of fdinfo, by its name with the colon.
@@ -150,6 +166,8 @@ type Later = Box<dyn FnOnce(&mut Capture<'_>) -> Result<()>>;
 pub struct Capture<'w> {
     /// The image that is being written.
     pub writer: &'w mut Writer,
+    /// Whose addresses the pod's sockets have, and what becomes of connections that cannot move.
+    pub network: Network,
     /// Duplicates of all descriptions seen, in kcmp's order.
     known: Vec<(OwnedFd, ObjectId)>,
     numbers: HashMap<(&'static str, Vec<u64>), u32>,
@@ -161,6 +179,10 @@ pub struct Capture<'w> {
     proc: PathBuf,
     pids: HashMap<i32, i32>,
     later: Vec<Later>,
+    shared: HashMap<TypeId, Box<dyn Any>>,
+    /// Descriptions found inside another one, which is still being captured.
+    found: VecDeque<(Probe, ObjectId)>,
+    busy: bool,
 }
 
 impl<'w> Capture<'w> {
@@ -177,7 +199,21 @@ impl<'w> Capture<'w> {
             proc: PathBuf::from("/proc/self"),
             pids: HashMap::new(),
             later: Vec::new(),
+            network: Network::default(),
+            shared: HashMap::new(),
+            found: VecDeque::new(),
+            busy: false,
         }
+    }
+
+    /// What the rooms of one kind keep for the time of the capture. Empty at first.
+    pub fn shared<T: Default + 'static>(&mut self) -> &mut T {
+        let any = self
+            .shared
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Box::new(T::default()));
+        any.downcast_mut()
+            .expect("the slot of a type holds that type")
     }
 
     /// Says through which process the pod's root and mounts are seen: `/proc/PID`, our own at first.
@@ -297,6 +333,11 @@ impl<'w> Capture<'w> {
         });
     }
 
+    /// Notes a refusal about a descriptor that was looked at before.
+    pub fn refuse_as(&mut self, refusal: Refusal) {
+        self.refusals.push(refusal);
+    }
+
     /// All that was refused so far.
     #[must_use]
     pub fn refusals(&self) -> &[Refusal] {
@@ -304,6 +345,10 @@ impl<'w> Capture<'w> {
     }
 
     /// The number of the description behind a duplicate, capturing it when it is new.
+    ///
+    /// One that a room finds while it captures another (in flight on a socket) gets its number at
+    /// once and is captured afterwards: a chain of sockets in each other's queues must not become a
+    /// chain of calls.
     ///
     /// # Errors
     /// What its room failed on.
@@ -319,8 +364,22 @@ impl<'w> Capture<'w> {
             .try_clone()
             .map_err(|e| Error::kernel("dup", probe.name(), e))?;
         self.known.insert(at, (own, id));
+        if self.busy {
+            self.found.push_back((probe.try_clone()?, id));
+            return Ok(id);
+        }
+        self.busy = true;
+        let captured = self.capture_all(probe, id);
+        self.busy = false;
+        captured.map(|()| id)
+    }
+
+    fn capture_all(&mut self, probe: &Probe, id: ObjectId) -> Result<()> {
         self.capture_new(probe, id)?;
-        Ok(id)
+        while let Some((probe, id)) = self.found.pop_front() {
+            self.capture_new(&probe, id)?;
+        }
+        Ok(())
     }
 
     fn capture_new(&mut self, probe: &Probe, id: ObjectId) -> Result<()> {

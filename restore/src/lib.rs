@@ -10,10 +10,12 @@ pub mod checkpoint;
 pub mod error;
 pub mod freeze;
 pub mod image;
+pub mod network;
 pub mod remote;
 pub mod resource;
 pub mod restart;
 pub mod service;
+pub mod sockdiag;
 #[cfg(test)]
 mod testing;
 

@@ -75,3 +75,16 @@ pub(crate) fn same_description(a: &OwnedFd, b: &OwnedFd) -> bool {
         .expect("kcmp")
         .is_eq()
 }
+
+/// Gives the calling thread a network namespace of its own, with the loopback up.
+pub(crate) fn own_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    // SAFETY: the struct is plain data for which zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as i8, b'o' as i8]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: the request reads a struct ifreq, and `request` is one.
+    let r = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    assert_eq!(r, 0, "the loopback is up");
+}

@@ -33,12 +33,14 @@ pub mod regular;
 mod reopen;
 pub mod signal;
 pub mod signalfd;
+pub mod socket;
 pub mod stream;
 pub mod thread;
 pub mod timer;
 pub mod timerfd;
 pub mod tmpfs;
 pub mod tree;
+pub mod unix;
 
 /// Number of an open file description in the image.
 pub type ObjectId = u32;
@@ -131,6 +133,7 @@ descriptions! {
     inotify::Inotify,
     epoll::Epoll,
     pidfd::Pidfd,
+    unix::Unix,
     regular::Regular,
     device::Device,
 }

@@ -535,14 +535,26 @@ impl Stopped {
         (regs.rdi, regs.rsi, regs.rdx) = (args[0], args[1], args[2]);
         (regs.r10, regs.r8, regs.r9) = (args[3], args[4], args[5]);
         self.set_regs(&regs)?;
-        let stopped = self.step()?.wait_stopped()?;
-        match stopped.stop {
-            Stop::Signal(libc::SIGTRAP) => Ok((stopped.regs()?.rax as i64, stopped)),
-            stop => Err(TraceError::Astray {
-                tid: stopped.tid,
+        let mut task = self;
+        loop {
+            task = task.step()?.wait_stopped()?;
+            match task.stop {
+                Stop::Signal(libc::SIGTRAP) => return Ok((task.regs()?.rax as i64, task)),
+                // An interrupt that came while it stood is told again before the first instruction.
+                Stop::Group(_) | Stop::Interrupt => {}
+                stop => return Err(task.astray(stop)),
+            }
+        }
+    }
+
+    fn astray(&self, stop: Stop) -> TraceError {
+        match self.regs() {
+            Ok(regs) => TraceError::Astray {
+                tid: self.tid,
                 stop,
-                rip: stopped.regs()?.rip,
-            }),
+                rip: regs.rip,
+            },
+            Err(error) => error,
         }
     }
 

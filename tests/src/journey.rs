@@ -63,7 +63,9 @@ pub fn travel(program: &mut dyn Program, journey: Journey) -> Result<()> {
         }
         Journey::Checkpoint(before, after) => {
             start(program, &mut site, before)?;
-            live(program, &site, || sleep_and_wake(&site, &world, after))?;
+            live(program, &site, || {
+                sleep_and_wake(&site, &world, before, after)
+            })?;
             remove(&site)?;
         }
     }
@@ -162,7 +164,7 @@ fn start(program: &dyn Program, site: &mut Site<'_>, names: Backing) -> Result<(
     Ok(())
 }
 
-fn sleep_and_wake(site: &Site<'_>, world: &World, names: Backing) -> Result<()> {
+fn sleep_and_wake(site: &Site<'_>, world: &World, before: Backing, after: Backing) -> Result<()> {
     let image = world.directory().join("image");
     let image = image.to_string_lossy();
     site.terminal.replace(None);
@@ -175,17 +177,11 @@ fn sleep_and_wake(site: &Site<'_>, world: &World, names: Backing) -> Result<()> 
         left.is_empty(),
         "processes of the pod that sleeps: {left:?}"
     );
-    host.pod(&[
-        "restore",
-        &image,
-        "-d",
-        "--name",
-        POD,
-        "--names",
-        names.option(),
-    ])?
-    .ok()
-    .map(drop)
+    let mut words = vec!["restore", &image, "-d", "--name", POD];
+    if before != after {
+        words.extend(["--names", after.option()]);
+    }
+    host.pod(&words)?.ok().map(drop)
 }
 
 fn remove(site: &Site<'_>) -> Result<()> {

@@ -23,6 +23,9 @@ use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
 use crate::{cgroup, layer};
 
+/// Before the names under which the holder keeps streams.
+const STREAM: &str = "stream:";
+
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
 
@@ -73,9 +76,6 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let config = &supervised.config;
     let groups = make_groups(supervised)?;
-    if let Some(image) = &config.image {
-        image::unpack_layer(image, &supervised.pod.path("layer"))?;
-    }
     let unprivileged = !nix::unistd::geteuid().is_root();
     let setup = Setup {
         hostname: config.hostname.clone(),

@@ -174,6 +174,8 @@ impl Scope {
                 Stop::Event(libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_CLONE) => {
                     born = Some(self.task.event_message()? as pid_t);
                 }
+                // An interrupt that came while it stood is told again before the first instruction.
+                Stop::Group(_) | Stop::Interrupt => {}
                 stop => {
                     let (tid, rip) = (self.task.tid(), self.task.regs()?.rip);
                     return Err(TraceError::Astray { tid, stop, rip }.into());

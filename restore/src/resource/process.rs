@@ -101,12 +101,30 @@ pub struct Alive {
 /// Number of `RLIMIT_*`.
 const LIMITS: u32 = 16;
 
-/// The limits of process `pid`.
+/// The limits of process `pid`, in the order of `RLIMIT_*`. They are read from `/proc/PID/limits`:
+/// prlimit(2) asks for `CAP_SYS_RESOURCE` when the process runs as another user.
 ///
 /// # Errors
-/// What prlimit said.
+/// [`Error::File`] or [`Error::Proc`].
 pub fn limits(pid: i32) -> Result<Vec<(u64, u64)>> {
-    (0..LIMITS).map(|which| prlimit(pid, which, None)).collect()
+    let path = format!("/proc/{pid}/limits");
+    let text = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
+    let all: Option<Vec<_>> = text.lines().skip(1).map(limit).collect();
+    all.filter(|all| all.len() == LIMITS as usize)
+        .ok_or_else(|| Error::Proc {
+            path: path.into(),
+            why: format!("{text:?} are not {LIMITS} limits"),
+        })
+}
+
+/// Soft and hard limit in a line whose name takes 26 columns (`proc_pid_limits`, fs/proc/base.c).
+fn limit(line: &str) -> Option<(u64, u64)> {
+    let number = |word: &str| match word {
+        "unlimited" => Some(libc::RLIM_INFINITY),
+        word => word.parse().ok(),
+    };
+    let mut words = line.get(26..)?.split_whitespace();
+    Some((number(words.next()?)?, number(words.next()?)?))
 }
 
 /// Sets limits where they differ from what the process has.
@@ -149,4 +167,16 @@ pub fn number_in(pid: i32, file: &str, radix: u32) -> Result<i64> {
         why: format!("{text:?} is no number"),
     };
     i64::from_str_radix(text.trim(), radix).map_err(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_that_prlimit_tells() {
+        let own = std::process::id() as i32;
+        let asked: Result<Vec<_>> = (0..LIMITS).map(|which| prlimit(own, which, None)).collect();
+        assert_eq!(limits(own).unwrap(), asked.unwrap());
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use intercept::sys::seccomp_set_filter;
+use intercept::filter::Program;
 use nix::sched::{CloneFlags, unshare};
 
 use super::mounts;
@@ -45,31 +45,11 @@ fn shift_clocks((monotonic, boot): (i64, i64)) -> Result<()> {
     fs::write("/proc/self/timens_offsets", text).context("write /proc/self/timens_offsets")
 }
 
-/// no_new_privs only where the kernel insists: set-user-ID programs of the pod stay usable otherwise.
 fn install(filter: &[u8]) -> Result<OwnedFd> {
-    let program: Vec<libc::sock_filter> = filter.chunks_exact(8).map(instruction).collect();
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
-    let mut installed = seccomp_set_filter(&program, flags);
-    if installed
-        .as_ref()
-        .is_err_and(|e| e.raw_os_error() == Some(libc::EACCES))
-    {
-        nix::sys::prctl::set_no_new_privs().context("set no_new_privs")?;
-        installed = seccomp_set_filter(&program, flags);
-    }
-    installed
+    Program::from_bytes(filter)
+        .and_then(|program| program.install())
         .hinted(
             "install the interception filter",
             "inside another program that uses seccomp notification only one listener is possible",
-        )?
-        .context("the kernel gave no listener")
-}
-
-fn instruction(raw: &[u8]) -> libc::sock_filter {
-    libc::sock_filter {
-        code: u16::from_ne_bytes([raw[0], raw[1]]),
-        jt: raw[2],
-        jf: raw[3],
-        k: u32::from_ne_bytes([raw[4], raw[5], raw[6], raw[7]]),
-    }
+        )
 }

@@ -35,6 +35,7 @@ impl Supervised {
     /// Writes an image of the pod to `image`.
     pub(super) fn checkpoint(&self, image: PathBuf, leave_running: bool) -> Result<Checkpointed> {
         let job = self.checkpoint_job(image, leave_running)?;
+        let _still = self.pause_names()?;
         let done = self.tracer()?.run(move |_| take(&job));
         let done = done.context("the tracer thread is gone")??;
         if !leave_running {

@@ -6,16 +6,18 @@
 //!   take_over ─▶ go_on: nothing to do
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use intercept::sys::pidfd_getfd;
+use intercept::table::Backing;
 
 use super::holder_link::Kept;
 use super::init_link::InitLink;
-use super::{INIT, INIT_PROCESS, STREAMS, Supervised, image, is_live, process, restart, streams};
+use super::{
+    INIT, INIT_PROCESS, STREAMS, Supervised, image, is_live, names, process, restart, streams,
+};
 use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
@@ -51,6 +53,7 @@ pub(super) fn take_over(supervised: &Arc<Supervised>, mut kept: Kept) -> Result<
         let stream = take(name).ok().map(|fd| (name, Arc::new(fd)));
         supervised.facts().streams.extend(stream);
     }
+    names::serve(supervised, kept.remove(LISTENER))?;
     Ok(Begun(Arc::new(InitLink::new(wire, process))))
 }
 
@@ -76,47 +79,22 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let config = &supervised.config;
     let groups = make_groups(supervised)?;
+    let plan = names::plan(config);
     let unprivileged = !nix::unistd::geteuid().is_root();
     let setup = Setup {
         hostname: config.hostname.clone(),
         loopback: config.net != Net::Shared,
-        own_pids: true,
+        own_pids: plan.pids == Backing::Kernel,
         clocks: Some(clocks(config)?),
         root: layer::plan(&supervised.store, &supervised.pod, config, unprivileged)?,
-        filter: None,
+        filter: names::filter(&plan)?,
     };
     let (answer, _) = link.order(ToInit::Setup(Box::new(setup)), &groups)?;
     let Answer::Ready { listener, .. } = answer else {
         return Err(Failure::new("init gave an answer to another question").into());
     };
-    if let Some(number) = listener {
-        take_listener(supervised, link, number)?;
-    }
-    let kinds = ["process", "ipc", "host", "clock"];
-    supervised.change(|state| {
-        state.names = kinds
-            .iter()
-            .map(|kind| ((*kind).to_owned(), "kernel".to_owned()))
-            .collect();
-        let endpoint = if config.net == Net::Shared {
-            "host"
-        } else {
-            "kernel"
-        };
-        state
-            .names
-            .insert("endpoint".to_owned(), endpoint.to_owned());
-    })
-}
-
-/// Has the interception listener kept by the holder, and closed in init: were a copy left there, calls
-/// would wait for ever when the last supervisor is gone.
-fn take_listener(supervised: &Supervised, link: &InitLink, number: i32) -> Result<()> {
-    let listener =
-        pidfd_getfd(link.process().as_fd(), number).context("take the interception listener")?;
-    supervised.holder.keep(LISTENER, &listener)?;
-    link.order(ToInit::ListenerTaken, &[])?;
-    Ok(())
+    names::begin(supervised, link, listener)?;
+    supervised.change(|state| state.names = names::backings(config))
 }
 
 fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {

@@ -20,6 +20,7 @@ mod holder_link;
 mod image;
 mod init_link;
 mod launch;
+mod names;
 mod process;
 mod restart;
 mod serve;
@@ -72,6 +73,8 @@ struct Supervised {
     changed: Condvar,
     events: Mutex<Sender<Event>>,
     tracer: OnceLock<Tracer>,
+    /// What enforces the pod's names, once init has made its world.
+    names: OnceLock<names::Names>,
 }
 
 /// What changes while the pod lives.
@@ -146,6 +149,7 @@ pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
         changed: Condvar::new(),
         events: Mutex::new(sender),
         tracer: OnceLock::new(),
+        names: OnceLock::new(),
     });
     // Made while there is one thread only: a child of ours inherits nothing half-done.
     let begun = if first {

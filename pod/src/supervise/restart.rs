@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use intercept::engine::Trusted;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use restore::image::Image;
@@ -45,8 +46,9 @@ pub(super) fn wake(
         .init
         .context("the pod has no init")?;
     let link = Arc::clone(link);
+    let trusted = supervised.trusted();
     let woken = supervised.tracer()?.run(move |locals| {
-        let woken = wake_here(&link, &path, &streams);
+        let woken = wake_here(&link, trusted, &path, &streams);
         match woken {
             Ok((main, held)) => {
                 locals.put(held);
@@ -71,11 +73,16 @@ pub(super) fn release(supervised: &Supervised) -> Result<()> {
     released.context("the tracer thread is gone")?
 }
 
-fn wake_here(link: &InitLink, path: &Path, streams: &[(String, OwnedFd)]) -> Result<(i32, Held)> {
+fn wake_here(
+    link: &InitLink,
+    trusted: Trusted,
+    path: &Path,
+    streams: &[(String, OwnedFd)],
+) -> Result<(i32, Held)> {
     let image = Image::open(path)?;
     let pod: PodRecord = image.get(0)?;
     let spare = restart::spare_pid(&image)?;
-    let mut site = PodSite::new(link, path, streams, spare)?;
+    let mut site = PodSite::new((link, trusted), path, streams, spare)?;
     let held = restart::restart(&image, &mut site)?;
     link.order(ToInit::Adopt { vpid: pod.main }, &[])?;
     site.end()?;
@@ -90,11 +97,13 @@ struct PodSite<'a> {
     feed_inode: u64,
     /// A pidfd for the builder.
     process: OwnedFd,
+    /// The builder is among them as long as it lives.
+    trusted: Trusted,
 }
 
 impl<'a> PodSite<'a> {
     fn new(
-        link: &'a InitLink,
+        (link, trusted): (&'a InitLink, Trusted),
         image: &Path,
         streams: &[(String, OwnedFd)],
         spare: i32,
@@ -106,6 +115,7 @@ impl<'a> PodSite<'a> {
         let ((ours, theirs), (sender, feed)) = (pair()?, pair()?);
         let (_, fds) = link.order(ToInit::Builder { vpid: Some(spare) }, &[theirs])?;
         let process = fds.into_iter().next().context("init gave no pidfd")?;
+        trusted.insert(pid_of(&process)?);
         let directory = File::open(image).with_context(|| format!("open {}", image.display()))?;
         let builder = Client::start(ours, directory.as_fd(), sender.as_fd(), streams)?;
         let feed_inode = nix::sys::stat::fstat(&feed).context("fstat")?.st_ino;
@@ -115,6 +125,7 @@ impl<'a> PodSite<'a> {
             feed,
             feed_inode,
             process,
+            trusted,
         })
     }
 }
@@ -122,9 +133,11 @@ impl<'a> PodSite<'a> {
 impl PodSite<'_> {
     /// Lets the builder go and waits until it has: a checkpoint that follows shall not find it.
     fn end(self) -> Result<()> {
+        let pid = pid_of(&self.process)?;
         drop(self.builder);
         let mut fds = [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).context("wait for the builder")?;
+        self.trusted.remove(pid);
         Ok(())
     }
 }

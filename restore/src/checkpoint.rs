@@ -5,7 +5,11 @@
 //! then:              what was left for later (epoll targets, queues) ─▶ record the pod
 //! ```
 
-use std::{collections::HashMap, fs, os::fd::OwnedFd};
+use std::{
+    collections::HashMap,
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use libc::pid_t;
 
@@ -19,6 +23,7 @@ use crate::{
         mm::{self, Mm},
         process::{Alive, Place, Process, State, limits, number_in},
         signal, thread, timer,
+        tmpfs::{self, SHM},
     },
 };
 
@@ -66,6 +71,8 @@ pub struct Subject<'a> {
     pub pids: &'a dyn Pids,
     /// Streams between the pod and us, by name: either end of each.
     pub streams: Vec<(String, OwnedFd)>,
+    /// Whether /dev/shm is the pod's own.
+    pub own_shm: bool,
 }
 
 /// Captures a frozen pod. It stays frozen, and whole, whatever happens here.
@@ -75,7 +82,7 @@ pub struct Subject<'a> {
 pub fn capture(frozen: &mut Frozen, subject: &Subject<'_>, cx: &mut Capture<'_>) -> Result<()> {
     let _span = tracing::info_span!("capture", init = subject.init).entered();
     for (name, fd) in &subject.streams {
-        cx.name_stream(std::os::fd::AsFd::as_fd(fd), name)?;
+        cx.name_stream(fd.as_fd(), name)?;
     }
     let numbers = number_all(frozen, subject)?;
     cx.set_pids(numbers.clone());
@@ -85,10 +92,18 @@ pub fn capture(frozen: &mut Frozen, subject: &Subject<'_>, cx: &mut Capture<'_>)
         capture_process(process, subject, &numbers, &mut memories, cx)?;
     }
     cx.complete()?;
+    if subject.own_shm {
+        let shm = open_directory(&format!("/proc/{}/root/dev/shm", subject.init))?;
+        tmpfs::capture(shm.as_fd(), SHM, cx.writer)?;
+    }
     match cx.refusals() {
         [] => Ok(()),
         refusals => Err(Error::Refused(Refusals(refusals.to_vec()))),
     }
+}
+
+fn open_directory(path: &str) -> Result<fs::File> {
+    fs::File::open(path).map_err(|e| Error::file("open", path, e))
 }
 
 /// Virtual numbers of all processes and threads.

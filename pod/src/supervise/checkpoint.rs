@@ -16,7 +16,7 @@ use restore::checkpoint::{self, KernelPids, Subject};
 use restore::freeze::{self, Frozen};
 use restore::image::{Header, Writer};
 
-use super::image::{PodRecord, clocks, offsets_of};
+use super::image::{self, PodRecord, clocks, offsets_of};
 use super::{Event, Supervised};
 use crate::failure::Failure;
 use crate::messages::Checkpointed;
@@ -27,6 +27,8 @@ struct Job {
     init: i32,
     pod: PodRecord,
     streams: Vec<(String, std::os::fd::OwnedFd)>,
+    /// Directory of the pod's layer.
+    layer: PathBuf,
     image: PathBuf,
     leave_running: bool,
 }
@@ -69,6 +71,7 @@ impl Supervised {
             init,
             pod,
             streams,
+            layer: self.pod.path("layer"),
             image,
             leave_running,
         })
@@ -128,7 +131,9 @@ fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
         init: job.init,
         pids: &KernelPids,
         streams,
+        own_shm: true,
     };
     let mut cx = Capture::new(writer);
-    Ok(checkpoint::capture(frozen, &subject, &mut cx)?)
+    checkpoint::capture(frozen, &subject, &mut cx)?;
+    image::pack_layer(&job.layer, writer)
 }

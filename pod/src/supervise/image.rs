@@ -1,7 +1,12 @@
 //! What an image says of the pod itself, beside what `restore` says of its processes.
 
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::BufReader;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
 use anyhow::{Context, Result};
-use restore::image::Record;
+use restore::image::{Image, Record, Writer};
 use serde::{Deserialize, Serialize};
 
 use crate::store::Config;
@@ -20,6 +25,62 @@ pub(crate) struct PodRecord {
 impl Record for PodRecord {
     const KIND: &'static str = "pod";
     const VERSION: u16 = 1;
+}
+
+/// Before the name of each packed part of the layer; what follows is the part's directory (see `layer`).
+const LAYER: &str = "layer.";
+
+/// Packs the parts of a pod's layer into an image that is being written.
+pub(crate) fn pack_layer(layer: &Path, writer: &mut Writer) -> Result<()> {
+    for part in parts(layer)? {
+        let name = format!("{LAYER}{part}");
+        let path = writer.directory().join(&name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        let mut file = file.with_context(|| format!("create {}", path.display()))?;
+        restore::resource::layer::pack(&layer.join(&part).join("upper"), &mut file)?;
+        file.sync_all()
+            .with_context(|| format!("sync {}", path.display()))?;
+        writer.add_file(&name)?;
+    }
+    Ok(())
+}
+
+/// The parts of a layer: one directory for each file system under it. A pod on the host's files has none.
+fn parts(layer: &Path) -> Result<Vec<String>> {
+    match std::fs::read_dir(layer) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| format!("read {}", layer.display())),
+    }
+}
+
+/// Unpacks the layer of an image into a pod's own, which has none yet.
+pub(crate) fn unpack_layer(image: &Path, layer: &Path) -> Result<()> {
+    let header = Image::open(image)?.header().clone();
+    for (name, part) in header
+        .files
+        .keys()
+        .filter_map(|name| Some((name, name.strip_prefix(LAYER)?)))
+    {
+        let directory = layer.join(part);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.with_context(|| format!("make {}", directory.display()))?;
+        let path = image.join(name);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let upper = directory.join("upper");
+        restore::resource::layer::unpack(&mut BufReader::with_capacity(1 << 20, file), &upper)?;
+    }
+    Ok(())
 }
 
 /// This host's CLOCK_MONOTONIC and CLOCK_BOOTTIME, in nanoseconds.

@@ -25,9 +25,6 @@ use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
 use crate::{cgroup, layer};
 
-/// Before the names under which the holder keeps streams.
-const STREAM: &str = "stream:";
-
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
 
@@ -80,6 +77,9 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let config = &supervised.config;
     let groups = make_groups(supervised)?;
     let plan = names::plan(config);
+    if let Some(image) = &config.image {
+        image::unpack_layer(image, &supervised.pod.path("layer"))?;
+    }
     let unprivileged = !nix::unistd::geteuid().is_root();
     let setup = Setup {
         hostname: config.hostname.clone(),

@@ -15,6 +15,22 @@ use crate::{
     image::{Content, Image, Record, Writer},
 };
 
+/// The number of the mount at /dev/shm.
+pub const SHM: u32 = 1;
+
+/// Makes the contents of the pod's /dev/shm anew, when the image has them.
+///
+/// # Errors
+/// As [`rebuild`].
+pub fn rebuild_shm(image: &Image) -> Result<()> {
+    if !image.all::<Tmpfs>()?.contains_key(&SHM) {
+        return Ok(());
+    }
+    let path = "/dev/shm";
+    let shm = std::fs::File::open(path).map_err(|e| crate::Error::file("open", path, e))?;
+    rebuild(image, SHM, std::os::fd::AsFd::as_fd(&shm))
+}
+
 /// The tree of one mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {

@@ -148,6 +148,8 @@ struct Finder {
     root: PathBuf,
     /// (device, mount point as the process sees it).
     mounts: Vec<(String, PathBuf)>,
+    /// For proofs; one for all, because closing an instance waits for the kernel's readers.
+    prover: OwnedFd,
 }
 
 /// A search gives up after so many names.
@@ -168,6 +170,7 @@ impl Finder {
         Ok(Self {
             root: process.join("root"),
             mounts: text.lines().filter_map(mount).collect(),
+            prover: new().map_err(|e| Error::kernel("inotify_init1", "a watch of ours", e))?,
         })
     }
 
@@ -215,7 +218,7 @@ impl Finder {
 
     /// True when a watch of ours on the path shows the same inode.
     fn proves(&self, path: &Path, inode: &Inode) -> bool {
-        let shown = watched(&self.reach(path));
+        let shown = watched(&self.prover, &self.reach(path));
         shown.is_ok_and(|shown| shown.is_some_and(|s| s == *inode))
     }
 
@@ -328,14 +331,14 @@ fn add(inotify: BorrowedFd<'_>, path: &[u8], mask: u32) -> io::Result<i32> {
 }
 
 /// The inode that a watch on `path` shows.
-fn watched(path: &Path) -> io::Result<Option<Inode>> {
-    let inotify = new()?;
+fn watched(inotify: &OwnedFd, path: &Path) -> io::Result<Option<Inode>> {
     let mask = libc::IN_DELETE_SELF | libc::IN_DONT_FOLLOW;
-    add(inotify.as_fd(), path.as_os_str().as_bytes(), mask)?;
+    let wd = add(inotify.as_fd(), path.as_os_str().as_bytes(), mask)?;
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", inotify.as_raw_fd()))?;
-    Ok(lines(&text)
-        .and_then(|l| l.into_iter().next())
-        .map(|l| l.inode))
+    // SAFETY: plain values only.
+    unsafe { libc::inotify_rm_watch(inotify.as_raw_fd(), wd) };
+    let shown = lines(&text).and_then(|all| all.into_iter().find(|l| l.wd == wd));
+    Ok(shown.map(|l| l.inode))
 }
 
 /// `INOTIFY_IOC_SETNEXTWD` of linux/inotify.h.
@@ -444,7 +447,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("deep/er");
         fs::create_dir_all(&file).unwrap();
-        let inode = watched(&file).unwrap().unwrap();
+        let inode = watched(&new().unwrap(), &file).unwrap().unwrap();
         let finder = Finder::new(Path::new("/proc/self")).unwrap();
         let (mut missing, mut found) = (vec![&inode], HashMap::new());
         finder.search(&inode.device, dir.path(), &mut missing, &mut found);

@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Refusal, Result},
     image::{Record, Writer},
     network::Network,
-    resource::{ObjectId, ROOMS},
+    resource::{ObjectId, ROOMS, tty},
 };
 
 /// A descriptor that a capture looks at: a duplicate of our own with what /proc says of it.
@@ -175,6 +175,8 @@ pub struct Capture<'w> {
     mapped: HashMap<Vec<u64>, ObjectId>,
     /// Names of the pod's stdio streams by the inode of our end.
     streams: HashMap<(u64, u64), String>,
+    /// Names and masters of terminals whose masters are ours, by their numbers.
+    terminals: HashMap<u32, (String, OwnedFd)>,
     refusals: Vec<Refusal>,
     proc: PathBuf,
     pids: HashMap<i32, i32>,
@@ -195,8 +197,9 @@ impl<'w> Capture<'w> {
             next: HashMap::new(),
             mapped: HashMap::new(),
             streams: HashMap::new(),
+            terminals: HashMap::new(),
             refusals: Vec::new(),
-            proc: PathBuf::from("/proc/self"),
+            proc: PathBuf::from("/proc/thread-self"),
             pids: HashMap::new(),
             later: Vec::new(),
             network: Network::default(),
@@ -260,6 +263,14 @@ impl<'w> Capture<'w> {
     /// # Errors
     /// [`Error::Kernel`] when it cannot be looked at.
     pub fn name_stream(&mut self, fd: BorrowedFd<'_>, name: &str) -> Result<()> {
+        // All masters of terminals have one inode; their number tells them apart.
+        if let Ok(index) = tty::index(fd) {
+            let own = fd
+                .try_clone_to_owned()
+                .map_err(|e| Error::kernel("dup", name, e))?;
+            self.terminals.insert(index, (name.to_owned(), own));
+            return Ok(());
+        }
         let stat = fstat(fd).map_err(|e| Error::kernel("fstat", name, e))?;
         self.streams
             .insert((stat.st_dev, stat.st_ino), name.to_owned());
@@ -272,6 +283,13 @@ impl<'w> Capture<'w> {
         self.streams
             .get(&(probe.stat.st_dev, probe.stat.st_ino))
             .map(String::as_str)
+    }
+
+    /// The terminal whose master is ours, by its number: the stream's name and the master.
+    #[must_use]
+    pub fn terminal(&self, index: u32) -> Option<(&str, BorrowedFd<'_>)> {
+        let (name, master) = self.terminals.get(&index)?;
+        Some((name, master.as_fd()))
     }
 
     /// A small number for a kernel object, the same for the same `key` of the same `space`: this is

@@ -40,6 +40,7 @@ pub mod timer;
 pub mod timerfd;
 pub mod tmpfs;
 pub mod tree;
+pub mod tty;
 pub mod unix;
 
 /// Number of an open file description in the image.
@@ -124,6 +125,7 @@ macro_rules! descriptions {
 }
 
 descriptions! {
+    tty::Tty,
     stream::Stream,
     pipe::Pipe,
     eventfd::Eventfd,

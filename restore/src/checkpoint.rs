@@ -24,6 +24,7 @@ use crate::{
         process::{Alive, Place, Process, State, limits, number_in},
         signal, thread, timer,
         tmpfs::{self, SHM},
+        tty,
     },
 };
 
@@ -150,6 +151,9 @@ fn capture_process(
     cx.writer.record(place.pid as u32, &memory)?;
     memories.insert(process.pid, memory);
     let alive = finish(process, asked, subject, place.pid, cx)?;
+    if place.session == place.pid {
+        tty::Session::capture(process.pid, place.pid, cx)?;
+    }
     cx.writer.record(
         place.pid as u32,
         &Process {

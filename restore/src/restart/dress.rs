@@ -13,7 +13,7 @@ use crate::{
         process::{Alive, Process, State, set_limits},
         signal,
         thread::{self, Thread, regs_of},
-        timer,
+        timer, tty,
     },
 };
 
@@ -35,11 +35,12 @@ pub(super) fn clone3(batch: &mut Batch, flags: u64, exit_signal: u64, wanted: Op
 
 /// Gives a process everything but registers.
 pub(super) fn dress<'p>(
-    process: &'p Process,
+    plan: &'p Plan,
+    pid: i32,
     mut puppet: Puppet,
     site: &mut dyn Site,
 ) -> Result<Dressed<'p>> {
-    let pid = process.place.pid;
+    let process = &plan.processes[&pid];
     let _span = tracing::debug_span!("dress", pid).entered();
     let State::Alive(alive) = &process.state else {
         return Err(Error::NoRecord {
@@ -49,6 +50,9 @@ pub(super) fn dress<'p>(
     };
     files::rebuild(&alive.slots, &mut puppet, site)?;
     directories(alive, &mut puppet, site)?;
+    if let Some(session) = plan.terminals.get(&pid) {
+        take_terminal(session, &mut puppet, site)?;
+    }
     let real = puppet.task()?.tid();
     set_limits(real, &alive.limits)?;
     set_oom_score(real, alive.oom_score_adj)?;
@@ -105,6 +109,15 @@ fn directories(alive: &Alive, puppet: &mut Puppet, site: &mut dyn Site) -> Resul
     if let Some(cwd) = held.last() {
         batch.call("fchdir", libc::SYS_fchdir, &[*cwd as u64]);
     }
+    puppet.run(batch).map(drop)
+}
+
+/// A session's leader takes its terminal; the groups exist by now.
+fn take_terminal(session: &tty::Session, puppet: &mut Puppet, site: &mut dyn Site) -> Result<()> {
+    let held = puppet.fetch(&[session.terminal], site)?;
+    let foreground = session.foreground.map(|group| site.inner_pid(group));
+    let mut batch = Batch::new();
+    tty::Session::claim(held[0], foreground, &mut batch);
     puppet.run(batch).map(drop)
 }
 

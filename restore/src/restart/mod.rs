@@ -32,6 +32,7 @@ use crate::{
         ObjectId,
         mm::Mm,
         process::{Process, State},
+        tty,
     },
 };
 
@@ -113,6 +114,8 @@ impl Held {
 pub(crate) struct Plan {
     pub(crate) processes: BTreeMap<i32, Process>,
     pub(crate) memories: BTreeMap<i32, Mm>,
+    /// Controlling terminals by session.
+    terminals: BTreeMap<i32, tty::Session>,
 }
 
 impl Plan {
@@ -125,6 +128,8 @@ impl Plan {
             .into_iter()
             .map(|(id, mm)| (id as i32, mm))
             .collect();
+        let terminals = image.all::<tty::Session>()?;
+        let terminals = terminals.into_iter().map(|(id, t)| (id as i32, t));
         let orphan = processes
             .iter()
             .find(|(pid, p)| p.is_alive() && !memories.contains_key(pid));
@@ -136,6 +141,7 @@ impl Plan {
             None => Ok(Self {
                 processes,
                 memories,
+                terminals: terminals.collect(),
             }),
         }
     }
@@ -194,7 +200,7 @@ pub fn restart(image: &Image, site: &mut dyn Site) -> Result<Held> {
     let pids = made.pids();
     let mut puppets = Vec::new();
     for (pid, puppet) in made.alive(&plan) {
-        puppets.push(dress::dress(&plan.processes[&pid], puppet, site)?);
+        puppets.push(dress::dress(&plan, pid, puppet, site)?);
     }
     site.settle()?;
     let mut ready = Vec::new();

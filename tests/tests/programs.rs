@@ -20,7 +20,7 @@ macro_rules! journeys {
 }
 
 journeys! {
-    counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
     nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
     memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]

@@ -363,7 +363,12 @@ fn tell_layout(
     let exe = if same_exe {
         -1
     } else {
-        puppet.fetch(&[mm.exe], site)?[0]
+        let held = puppet.fetch(&[mm.exe], site)?[0];
+        if executes(puppet.task()?.tid(), held)? {
+            -1
+        } else {
+            held
+        }
     };
     let l = &mm.layout;
     let mut batch = Batch::new();
@@ -392,6 +397,18 @@ fn tell_layout(
     ];
     batch.call("prctl PR_SET_MM_MAP", libc::SYS_prctl, &args);
     puppet.run(batch).map(drop)
+}
+
+/// True when descriptor `fd` of a task is the file it executes: it was forked from one that does, and the
+/// kernel refuses (`EBUSY`) to change the program while the old one is mapped, even to itself.
+fn executes(tid: i32, fd: i32) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: String| {
+        std::fs::metadata(&path)
+            .map(|m| (m.dev(), m.ino()))
+            .map_err(|e| Error::file("stat", path, e))
+    };
+    Ok(identity(format!("/proc/{tid}/exe"))? == identity(format!("/proc/{tid}/fd/{fd}"))?)
 }
 
 #[cfg(test)]

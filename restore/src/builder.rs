@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Result},
     image::Image,
     network::Network,
-    resource::{Description, ObjectId, Order, ROOMS},
+    resource::{Description, ObjectId, Order, ROOMS, lock::Locks},
 };
 
 /// Descriptions that are being made, and what their rooms share meanwhile.
@@ -119,7 +119,8 @@ impl<'i> Builder<'i> {
         self.rebuild(|order| order < Order::Tree)
     }
 
-    /// Makes the rest, now that the process tree exists, links all and sets their status flags.
+    /// Makes the rest, now that the process tree exists, links all, sets their status flags
+    /// and takes their locks.
     ///
     /// # Errors
     /// The first step that failed.
@@ -128,6 +129,9 @@ impl<'i> Builder<'i> {
         self.each(|description, fd, builder| description.connect(fd, builder))?;
         for (id, attributes) in &self.attributes {
             set_flags(self.object(*id)?, attributes, *id)?;
+        }
+        for (id, locks) in self.image.all::<Locks>()? {
+            locks.rebuild(self.object(id)?)?;
         }
         Ok(())
     }

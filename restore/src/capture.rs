@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Refusal, Result},
     image::{Record, Writer},
     network::Network,
-    resource::{ObjectId, ROOMS, tty},
+    resource::{ObjectId, ROOMS, lock, tty},
 };
 
 /// A descriptor that a capture looks at: a duplicate of our own with what /proc says of it.
@@ -403,6 +403,7 @@ impl<'w> Capture<'w> {
     fn capture_new(&mut self, probe: &Probe, id: ObjectId) -> Result<()> {
         for (kind, capture, _) in ROOMS {
             if capture(probe, id, self)? {
+                lock::capture(probe, id, self)?;
                 let attributes = attributes(probe, kind)?;
                 return self.writer.record(id, &attributes);
             }

@@ -19,7 +19,7 @@ use crate::{
     freeze::{Frozen, OPTIONS, Process as FrozenProcess, Task},
     remote::{Batch, Results, Scope},
     resource::{
-        creds, files,
+        creds, files, lock,
         mm::{self, Mm},
         process::{Alive, Place, Process, State, limits, number_in},
         signal, thread, timer,
@@ -237,7 +237,7 @@ struct Asked {
     subreaper: bool,
 }
 
-fn vdso_range(pid: pid_t) -> Result<(u64, u64)> {
+pub(crate) fn vdso_range(pid: pid_t) -> Result<(u64, u64)> {
     let path = format!("/proc/{pid}/maps");
     let text = fs::read_to_string(&path).map_err(|e| Error::file("read", &path, e))?;
     let line = text
@@ -362,9 +362,11 @@ fn finish(
 ) -> Result<Alive> {
     let pid = process.pid;
     let leader = &process.threads[0];
+    let slots = files::capture(pid, vpid, cx)?;
+    lock::capture_process(pid, vpid, &slots, cx)?;
     Ok(Alive {
         threads: asked.threads,
-        slots: files::capture(pid, vpid, cx)?,
+        slots,
         cwd: directory(pid, vpid, "cwd", cx)?,
         root: other_root(pid, subject.init)?
             .then(|| directory(pid, vpid, "root", cx))

@@ -24,6 +24,7 @@ pub mod eventfd;
 pub mod files;
 pub mod inotify;
 pub mod layer;
+pub mod lock;
 pub mod memfd;
 pub mod mm;
 pub mod pidfd;

@@ -64,6 +64,9 @@ pub(super) fn dress<'p>(
     }
     let mut batch = Batch::new();
     puppets[0].close_held(&mut batch);
+    if let Some(locks) = plan.locks.get(&(pid as u32)) {
+        locks.rebuild(&mut batch);
+    }
     puppets[0].run(batch)?;
     let has = own_creds(&mut puppets[0])?;
     for (puppet, thread) in puppets.iter_mut().zip(&alive.threads) {

@@ -29,7 +29,7 @@ use crate::{
     error::{Error, Result},
     image::Image,
     resource::{
-        ObjectId,
+        ObjectId, lock,
         mm::Mm,
         process::{Process, State},
         tty,
@@ -116,6 +116,8 @@ pub(crate) struct Plan {
     pub(crate) memories: BTreeMap<i32, Mm>,
     /// Controlling terminals by session.
     terminals: BTreeMap<i32, tty::Session>,
+    /// POSIX locks by virtual pid.
+    locks: BTreeMap<u32, lock::ProcessLocks>,
 }
 
 impl Plan {
@@ -142,6 +144,7 @@ impl Plan {
                 processes,
                 memories,
                 terminals: terminals.collect(),
+                locks: image.all()?,
             }),
         }
     }

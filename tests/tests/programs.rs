@@ -30,5 +30,5 @@ journeys! {
     forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
     node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
     go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
 }

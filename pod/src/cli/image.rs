@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::store::{NamesChoice, Net};
+
 /// Arguments of `pod checkpoint`.
 #[derive(Debug, Args)]
 pub(crate) struct Checkpoint {
@@ -27,6 +29,12 @@ pub(crate) struct Restore {
     /// The pod's name on this host (the default is the name it had)
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// What holds the pod's names here (the default is what was asked for when it was run)
+    #[arg(long, value_enum)]
+    pub(crate) names: Option<NamesChoice>,
+    /// The pod's network here (the default is the one it had)
+    #[arg(long)]
+    pub(crate) net: Option<Net>,
     /// The image, as `pod checkpoint` wrote it
     #[arg(value_name = "IMAGE")]
     pub(crate) image: PathBuf,

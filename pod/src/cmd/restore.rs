@@ -23,6 +23,8 @@ pub(super) fn restore(store: &Store, arguments: Restore) -> Result<u8> {
     if let Some(name) = arguments.name {
         config.name = name;
     }
+    config.names = arguments.names.unwrap_or(config.names);
+    config.net = arguments.net.unwrap_or(config.net);
     check_name(&config.name)?;
     config.created = now();
     config.image = Some(image);

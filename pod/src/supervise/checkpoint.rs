@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use restore::capture::Capture;
-use restore::checkpoint::{self, KernelPids, Subject};
+use restore::checkpoint::{self, Subject};
 use restore::freeze::{self, Frozen};
 use restore::image::{Header, Writer};
 
 use super::image::{self, PodRecord, clocks, offsets_of};
+use super::numbers::HeldBy;
 use super::{Event, Supervised};
 use crate::failure::Failure;
 use crate::messages::Checkpointed;
@@ -27,6 +28,7 @@ struct Job {
     init: i32,
     pod: PodRecord,
     streams: Vec<(String, std::os::fd::OwnedFd)>,
+    held_by: HeldBy,
     /// Directory of the pod's layer.
     layer: PathBuf,
     image: PathBuf,
@@ -47,6 +49,7 @@ impl Supervised {
     }
 
     fn checkpoint_job(&self, image: PathBuf, leave_running: bool) -> Result<Job> {
+        let held_by = self.held_by()?;
         let facts = self.facts();
         let phase = facts.state.phase;
         anyhow::ensure!(
@@ -58,6 +61,7 @@ impl Supervised {
             config: self.config.clone(),
             main: facts.state.main.context("the pod has no main program")?,
             clocks: (0, 0),
+            names: held_by.tables(),
         };
         let init = facts.state.init.context("the pod has no init")?;
         let streams = facts
@@ -71,6 +75,7 @@ impl Supervised {
             init,
             pod,
             streams,
+            held_by,
             layer: self.pod.path("layer"),
             image,
             leave_running,
@@ -129,7 +134,7 @@ fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
         .context("duplicate a stream")?;
     let subject = Subject {
         init: job.init,
-        pids: &KernelPids,
+        pids: &job.held_by,
         streams,
         own_shm: true,
     };

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use intercept::names::Tables;
 use restore::image::{Image, Record, Writer};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,8 @@ pub(crate) struct PodRecord {
     pub(crate) main: i32,
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod saw them, in nanoseconds.
     pub(crate) clocks: (i64, i64),
+    /// The tables of its names.
+    pub(crate) names: Tables,
 }
 
 impl Record for PodRecord {

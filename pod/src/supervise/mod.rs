@@ -21,6 +21,7 @@ mod image;
 mod init_link;
 mod launch;
 mod names;
+mod numbers;
 mod process;
 mod restart;
 mod serve;

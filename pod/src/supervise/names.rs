@@ -17,6 +17,7 @@ use intercept::table::{Backing, Plan};
 
 use super::Supervised;
 use super::init_link::InitLink;
+use super::pod_of;
 use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::ToInit;
@@ -92,7 +93,7 @@ pub(super) fn begin(supervised: &Supervised, link: &InitLink, listener: Option<i
 /// Serves a listener (one that an earlier supervisor left, say).
 pub(super) fn serve(supervised: &Supervised, listener: Option<OwnedFd>) -> Result<()> {
     let tracer = supervised.tracer()?;
-    let tables = Arc::new(Mutex::new(tables(&supervised.config)));
+    let tables = Arc::new(Mutex::new(tables(&supervised.config)?));
     let trusted = Trusted::default();
     if let Some(init) = supervised.facts().state.init {
         trusted.insert(init);
@@ -145,13 +146,16 @@ impl Supervised {
     }
 }
 
-fn tables(config: &Config) -> Tables {
-    let mut tables = Tables {
-        plan: plan(config),
-        ..Tables::default()
-    };
+/// The tables a pod begins with: those of its image, if it comes from one.
+fn tables(config: &Config) -> Result<Tables> {
+    let of_image = config.image.as_ref().map(|image| pod_of(image));
+    let mut tables = of_image
+        .transpose()?
+        .map(|pod| pod.names)
+        .unwrap_or_default();
+    tables.plan = plan(config);
     for published in &config.publish {
         tables.endpoints.publish(published.pod, published.host);
     }
-    tables
+    Ok(tables)
 }

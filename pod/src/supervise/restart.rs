@@ -3,14 +3,12 @@
 //! The builder is forked by init, the seeds too; what comes of them is the tracer thread's work. A pod
 //! that could not be woken whole is killed whole.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use intercept::engine::Trusted;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use restore::image::Image;
@@ -21,6 +19,7 @@ use restore::service::Client;
 use super::Supervised;
 use super::image::PodRecord;
 use super::init_link::InitLink;
+use super::numbers::HeldBy;
 use crate::failure::Failure;
 use crate::messages::{Answer, ToInit};
 
@@ -46,9 +45,9 @@ pub(super) fn wake(
         .init
         .context("the pod has no init")?;
     let link = Arc::clone(link);
-    let trusted = supervised.trusted();
+    let held_by = supervised.held_by()?;
     let woken = supervised.tracer()?.run(move |locals| {
-        let woken = wake_here(&link, trusted, &path, &streams);
+        let woken = wake_here(&link, held_by, &path, &streams);
         match woken {
             Ok((main, held)) => {
                 locals.put(held);
@@ -75,21 +74,22 @@ pub(super) fn release(supervised: &Supervised) -> Result<()> {
 
 fn wake_here(
     link: &InitLink,
-    trusted: Trusted,
+    held_by: HeldBy,
     path: &Path,
     streams: &[(String, OwnedFd)],
 ) -> Result<(i32, Held)> {
     let image = Image::open(path)?;
     let pod: PodRecord = image.get(0)?;
-    let spare = restart::spare_pid(&image)?;
-    let mut site = PodSite::new((link, trusted), path, streams, spare)?;
+    let spare = held_by.wanted(restart::spare_pid(&image)?);
+    let mut site = PodSite::new((link, held_by), path, streams, spare)?;
     let held = restart::restart(&image, &mut site)?;
-    link.order(ToInit::Adopt { vpid: pod.main }, &[])?;
+    let main = site.held_by.inner(pod.main);
+    link.order(ToInit::Adopt { vpid: main }, &[])?;
     site.end()?;
     Ok((pod.main, held))
 }
 
-/// The surroundings of a restart where the kernel holds the pod's pids.
+/// The surroundings of a restart.
 struct PodSite<'a> {
     link: &'a InitLink,
     builder: Client,
@@ -97,25 +97,24 @@ struct PodSite<'a> {
     feed_inode: u64,
     /// A pidfd for the builder.
     process: OwnedFd,
-    /// The builder is among them as long as it lives.
-    trusted: Trusted,
+    held_by: HeldBy,
 }
 
 impl<'a> PodSite<'a> {
     fn new(
-        (link, trusted): (&'a InitLink, Trusted),
+        (link, held_by): (&'a InitLink, HeldBy),
         image: &Path,
         streams: &[(String, OwnedFd)],
-        spare: i32,
+        spare: Option<i32>,
     ) -> Result<Self> {
         let pair = || {
             let flags = SockFlag::SOCK_CLOEXEC;
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).context("socketpair")
         };
         let ((ours, theirs), (sender, feed)) = (pair()?, pair()?);
-        let (_, fds) = link.order(ToInit::Builder { vpid: Some(spare) }, &[theirs])?;
+        let (_, fds) = link.order(ToInit::Builder { vpid: spare }, &[theirs])?;
         let process = fds.into_iter().next().context("init gave no pidfd")?;
-        trusted.insert(pid_of(&process)?);
+        held_by.trusted.insert(pid_of(&process)?);
         let directory = File::open(image).with_context(|| format!("open {}", image.display()))?;
         let builder = Client::start(ours, directory.as_fd(), sender.as_fd(), streams)?;
         let feed_inode = nix::sys::stat::fstat(&feed).context("fstat")?.st_ino;
@@ -125,7 +124,7 @@ impl<'a> PodSite<'a> {
             feed,
             feed_inode,
             process,
-            trusted,
+            held_by,
         })
     }
 }
@@ -137,7 +136,7 @@ impl PodSite<'_> {
         drop(self.builder);
         let mut fds = [PollFd::new(self.process.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).context("wait for the builder")?;
-        self.trusted.remove(pid);
+        self.held_by.trusted.remove(pid);
         Ok(())
     }
 }
@@ -160,7 +159,7 @@ impl Site for PodSite<'_> {
         let seed = || -> Result<i32> {
             let feed = self.feed.try_clone().context("dup")?;
             let order = ToInit::SpawnSeed {
-                vpid: Some(virtual_pid),
+                vpid: self.held_by.wanted(virtual_pid),
             };
             let (answer, fds) = self.link.order(order, &[feed])?;
             anyhow::ensure!(
@@ -181,17 +180,19 @@ impl Site for PodSite<'_> {
     }
 
     fn wanted_pid(&self, virtual_pid: i32) -> Option<i32> {
-        Some(virtual_pid)
+        self.held_by.wanted(virtual_pid)
     }
 
-    fn born(&mut self, _virtual_pid: i32, _real: i32) {}
+    fn born(&mut self, virtual_pid: i32, real: i32) {
+        self.held_by.bind(virtual_pid, real);
+    }
 
     fn inner_pid(&self, virtual_pid: i32) -> i32 {
-        virtual_pid
+        self.held_by.inner(virtual_pid)
     }
 
     fn link(&mut self) -> restore::Result<()> {
-        self.builder.link(HashMap::new())
+        self.builder.link(self.held_by.differing())
     }
 
     fn settle(&mut self) -> restore::Result<()> {

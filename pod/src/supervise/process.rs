@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use intercept::sys::{Clone3, clone3, pidfd_open};
+use intercept::table::Backing;
 use nix::sched::CloneFlags;
+
+use super::names;
 
 use crate::failure::Hinted;
 use crate::holder::HANDED;
@@ -22,10 +25,15 @@ pub(super) struct Process {
 
 /// The namespaces a pod has of its own.
 pub(super) fn namespaces(config: &Config) -> CloneFlags {
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS;
+    let plan = names::plan(config);
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    for (backing, namespace) in [
+        (plan.pids, CloneFlags::CLONE_NEWPID),
+        (plan.ipc, CloneFlags::CLONE_NEWIPC),
+        (plan.hosts, CloneFlags::CLONE_NEWUTS),
+    ] {
+        flags.set(namespace, backing == Backing::Kernel);
+    }
     if config.net != Net::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }

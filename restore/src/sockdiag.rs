@@ -92,6 +92,18 @@ impl SockDiags {
             Entry::Vacant(new) => Ok(new.insert(SockDiag::in_namespace(&namespace)?)),
         }
     }
+
+    /// The TCP sockets of all namespaces that were asked about.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with what the kernel said.
+    pub fn all_tcp(&self) -> Result<Vec<TcpEntry>> {
+        let mut all = Vec::new();
+        for diag in self.0.values() {
+            all.append(&mut diag.tcp()?);
+        }
+        Ok(all)
+    }
 }
 
 impl SockDiag {

@@ -36,6 +36,7 @@ pub mod signal;
 pub mod signalfd;
 pub mod socket;
 pub mod stream;
+pub mod tcp;
 pub mod thread;
 pub mod timer;
 pub mod timerfd;
@@ -137,6 +138,7 @@ descriptions! {
     epoll::Epoll,
     pidfd::Pidfd,
     unix::Unix,
+    tcp::Tcp,
     regular::Regular,
     device::Device,
 }

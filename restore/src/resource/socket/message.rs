@@ -157,48 +157,74 @@ impl Drop for PeekOffset<'_> {
     }
 }
 
-/// A send buffer made large for a while.
-pub(crate) struct LargeSendBuffer {
+/// Which of a socket's two buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Send,
+    Receive,
+}
+
+impl Direction {
+    fn options(self) -> (i32, i32) {
+        match self {
+            Self::Send => (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE),
+            Self::Receive => (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE),
+        }
+    }
+}
+
+/// A buffer made large for a while.
+pub(crate) struct LargeBuffer {
     fd: OwnedFd,
+    direction: Direction,
     before: i32,
     locked: i32,
 }
 
-impl LargeSendBuffer {
+impl LargeBuffer {
     /// Makes room for so many bytes in so many messages.
-    pub(crate) fn new(fd: BorrowedFd<'_>, bytes: usize, messages: usize) -> Result<Self> {
-        let failed = |e: std::io::Error| Error::kernel("dup", "a socket", e);
-        let owned = fd.try_clone_to_owned().map_err(failed)?;
-        let before = int_option(fd, SOL_SOCKET, libc::SO_SNDBUF).unwrap_or_default();
-        let locked = int_option(fd, SOL_SOCKET, SO_BUF_LOCK).unwrap_or_default();
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        direction: Direction,
+        bytes: usize,
+        messages: usize,
+    ) -> Result<Self> {
+        let owned = fd.try_clone_to_owned();
+        let owned = owned.map_err(|e| Error::kernel("dup", "a socket", e))?;
+        let get = |name| int_option(fd, SOL_SOCKET, name).unwrap_or_default();
+        let buffer = Self {
+            fd: owned,
+            direction,
+            before: get(direction.options().0),
+            locked: get(SO_BUF_LOCK),
+        };
         // Each message costs its bookkeeping too (`sk_buff` and page fragments, below 4 KiB).
         let want = (bytes * 2 + messages * 4096).min(1 << 29) as i32;
-        if want > before / 2 {
-            let forced = set_int(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, want);
-            forced
-                .or_else(|_| set_int(fd, SOL_SOCKET, libc::SO_SNDBUF, want))
+        if want > buffer.before / 2 {
+            buffer
+                .resize(want)
                 .map_err(|e| Error::kernel("setsockopt SO_SNDBUF", "a socket", e))?;
         }
-        Ok(Self {
-            fd: owned,
-            before,
-            locked,
-        })
+        Ok(buffer)
+    }
+
+    fn resize(&self, half: i32) -> io::Result<()> {
+        let (name, forced) = self.direction.options();
+        set_int(self.fd.as_fd(), SOL_SOCKET, forced, half)
+            .or_else(|_| set_int(self.fd.as_fd(), SOL_SOCKET, name, half))
     }
 }
 
-impl Drop for LargeSendBuffer {
+impl Drop for LargeBuffer {
     fn drop(&mut self) {
         let fd = self.fd.as_fd();
-        if int_option(fd, SOL_SOCKET, libc::SO_SNDBUF) == Some(self.before) {
+        if int_option(fd, SOL_SOCKET, self.direction.options().0) == Some(self.before) {
             return;
         }
-        let forced = set_int(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, self.before / 2);
-        let back = forced
-            .or_else(|_| set_int(fd, SOL_SOCKET, libc::SO_SNDBUF, self.before / 2))
-            .and_then(|()| set_int(fd, SOL_SOCKET, SO_BUF_LOCK, self.locked));
+        let back = self.resize(self.before / 2);
+        let back = back.and_then(|()| set_int(fd, SOL_SOCKET, SO_BUF_LOCK, self.locked));
         if let Err(e) = back {
-            tracing::error!("SO_SNDBUF could not be set back: {e}");
+            tracing::error!("a buffer's size could not be set back: {e}");
         }
     }
 }

@@ -9,14 +9,18 @@ mod options;
 
 pub use options::Options;
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage};
 
 use crate::{
     capture::Probe,
     error::{Error, Result},
+    network::Network,
 };
 
 /// An `int` option; `None` where the socket does not know it.
@@ -57,4 +61,55 @@ pub(crate) fn ready(fd: BorrowedFd<'_>, events: PollFlags) -> Result<PollFlags> 
 pub(crate) fn new_socket(family: AddressFamily, kind: SockType) -> Result<OwnedFd> {
     nix::sys::socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| Error::kernel("socket", format!("{family:?} {kind:?}"), e))
+}
+
+/// A socket's own address.
+pub(crate) fn local_address(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
+    let address = nix::sys::socket::getsockname::<SockaddrStorage>(fd.as_raw_fd());
+    inet(address, "getsockname")
+}
+
+/// The address of a socket's peer.
+pub(crate) fn remote_address(fd: BorrowedFd<'_>) -> Result<SocketAddr> {
+    let address = nix::sys::socket::getpeername::<SockaddrStorage>(fd.as_raw_fd());
+    inet(address, "getpeername")
+}
+
+fn inet(address: nix::Result<SockaddrStorage>, step: &'static str) -> Result<SocketAddr> {
+    let failed = |e| Error::kernel(step, "an internet socket", e);
+    let address = address.map_err(failed)?;
+    inet_address(&address).ok_or_else(|| failed(nix::errno::Errno::EAFNOSUPPORT))
+}
+
+/// An internet address as the standard library has it.
+pub(crate) fn inet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|a| SocketAddr::V4((*a).into()));
+    v4.or_else(|| {
+        address
+            .as_sockaddr_in6()
+            .map(|a| SocketAddr::V6((*a).into()))
+    })
+}
+
+/// Binds an internet socket to what stands for a virtual endpoint here, and tells the table.
+pub(crate) fn bind_virtual(
+    fd: BorrowedFd<'_>,
+    virt: SocketAddr,
+    network: &mut Network,
+) -> Result<SocketAddr> {
+    let wanted = network.endpoints.real_for(virt);
+    nix::sys::socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(wanted)).map_err(
+        |e| match e {
+            nix::errno::Errno::EADDRINUSE => Error::Unfit {
+                object: format!("a socket at {virt}"),
+                why: format!("{wanted} is taken on this host"),
+            },
+            e => Error::kernel("bind", format!("socket {virt} at {wanted}"), e),
+        },
+    )?;
+    let real = local_address(fd)?;
+    network.endpoints.bound(virt, real);
+    Ok(real)
 }

@@ -101,6 +101,16 @@ const LATE: &[(i32, i32)] = &[
     (SOL_SOCKET, libc::SO_PEEK_OFF),
 ];
 
+/// Options that a stream can be asked for, but not told.
+const DATAGRAM_ONLY: &[(i32, i32)] = &[
+    (IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL),
+];
+
 /// Linux 6.5, asm-generic/socket.h.
 const SO_PASSPIDFD: i32 = 76;
 /// Linux 6.16, asm-generic/socket.h.
@@ -144,7 +154,9 @@ impl Options {
     /// [`Error::Kernel`] when the filter cannot be read.
     pub fn capture(probe: &Probe, cx: &mut Capture<'_>) -> Result<Self> {
         let fd = probe.file.as_fd();
+        let stream = int_option(fd, SOL_SOCKET, libc::SO_TYPE) == Some(libc::SOCK_STREAM);
         let both = EARLY.iter().chain(&LATE[1..]);
+        let both = both.filter(|o| !stream || !DATAGRAM_ONLY.contains(o));
         let values = both.filter_map(|&(level, name)| {
             let value = get(fd, level, name).ok()?;
             Some(OptionValue { level, name, value })

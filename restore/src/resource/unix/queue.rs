@@ -17,7 +17,7 @@ use crate::{
     error::{Error, Result},
     resource::{
         ObjectId,
-        socket::message::{self, LargeSendBuffer, PeekOffset, Peeked},
+        socket::message::{self, Direction, LargeBuffer, PeekOffset, Peeked},
     },
 };
 
@@ -137,7 +137,7 @@ pub(super) fn fill(
     builder: &Builder<'_>,
 ) -> Result<()> {
     let bytes = messages.iter().map(|m| m.data.len()).sum();
-    let _room = LargeSendBuffer::new(sender, bytes, messages.len())?;
+    let _room = LargeBuffer::new(sender, Direction::Send, bytes, messages.len())?;
     for message in messages {
         let files = message.files.iter().map(|id| builder.object(*id));
         let files = files.collect::<Result<Vec<_>>>()?;

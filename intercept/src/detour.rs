@@ -324,8 +324,23 @@ impl Detours {
             return self.park(running, visit).map(drop);
         }
         running.interrupt()?;
-        arrive(running.wait_stopped()?, visit)
+        let stopped = running.wait_stopped()?;
+        let eintr = stopped.regs()?.rax as i64 == -i64::from(libc::EINTR);
+        if eintr && !signalled(&stopped)? {
+            // One of the calls that are never restarted (signal(7)), and only we disturbed it.
+            return retry(stopped, visit.original);
+        }
+        arrive(stopped, visit)
     }
+}
+
+/// Whether a signal is due that the task does not block.
+fn signalled(stopped: &Stopped) -> Result<bool, TraceError> {
+    let blocked = stopped.sigmask()?;
+    let mut pending = stopped.pending(false)?;
+    pending.extend(stopped.pending(true)?);
+    let due = |info: &libc::siginfo_t| blocked >> (info.si_signo - 1) & 1 == 0;
+    Ok(pending.iter().any(due))
 }
 
 fn options(course: Course) -> c_int {

@@ -12,6 +12,12 @@
 //! **Pause.** A task that is away on a detour is traced, and a second tracer is refused: so
 //! before a freeze the engine stops receiving and the detours drain. Calls that are made
 //! meanwhile wait in the kernel, where a freeze finds them interruptible and not yet begun.
+//!
+//! **What shows.** A signal whose handler lacks SA_RESTART and which lands after a call was
+//! notified and before it was received ends that call with EINTR, also one that natively never
+//! gives it: that wait lies in the kernel and is interruptible there, whoever listens. Measured
+//! at 2 to 4 of 100 such signals (7 to 15 without real-time priority) in a program that does
+//! nothing but intercepted calls, on a busy machine; most signals come elsewhere.
 
 use std::{
     collections::BTreeSet,
@@ -45,6 +51,9 @@ use call::{Call, Fail, Fault, Outcome};
 mod call;
 mod dispatch;
 mod endpoints;
+mod hosts;
+mod ipc;
+mod pids;
 
 /// Processes of ours inside the pod, by real pid: their calls pass as they are.
 #[derive(Debug, Clone, Default)]
@@ -193,8 +202,19 @@ struct Server {
     orders: Receiver<Command>,
 }
 
+/// Puts the calling thread before ordinary ones, where that is allowed: as long as a call is
+/// notified and not received, a signal shows in it (see the head of this file), and that time is
+/// mostly the time this thread waits for a CPU. It works for microseconds and sleeps again.
+fn hurry() {
+    let param = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `param` outlives the call. Its failure (no CAP_SYS_NICE) costs speed only.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
+}
+
 impl Server {
     fn serve(self) {
+        hurry();
         while let Some(ready) = self.ready() {
             if ready && !self.receive() {
                 return;

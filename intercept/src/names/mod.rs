@@ -5,13 +5,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::table::Plan;
+use crate::table::{Backing, Plan};
 
 pub mod address;
 pub mod endpoints;
+pub mod hosts;
+pub mod ipc;
 pub mod pids;
 
 pub use endpoints::Endpoints;
+pub use hosts::Hosts;
+pub use ipc::Ipc;
 pub use pids::Pids;
 
 /// All names of one pod.
@@ -22,6 +26,21 @@ pub struct Tables {
     pub plan: Plan,
     /// Processes, threads, groups, sessions.
     pub pids: Pids,
+    /// System V ids and keys.
+    pub ipc: Ipc,
+    /// Host and domain name.
+    pub hosts: Hosts,
     /// Addresses of sockets.
     pub endpoints: Endpoints,
+}
+
+impl Tables {
+    /// A pid that the kernel tells in passing, as the pod knows it; 0 for one outside.
+    #[must_use]
+    pub fn pid_told(&self, real: i32) -> i32 {
+        match self.plan.pids {
+            Backing::Kernel => real,
+            Backing::Notify => self.pids.virt(real).unwrap_or(0),
+        }
+    }
 }

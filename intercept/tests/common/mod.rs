@@ -75,9 +75,10 @@ impl Pod {
         // SAFETY: the closure makes raw calls only; the listener is closed by exec.
         unsafe {
             command.pre_exec(move || {
-                let listener = program.install().map_err(io::Error::other)?;
                 let mut message = [0u8; 8];
+                // Asked while nobody has to answer.
                 message[..4].copy_from_slice(&libc::getpid().to_ne_bytes());
+                let listener = program.install().map_err(io::Error::other)?;
                 message[4..].copy_from_slice(&listener.as_raw_fd().to_ne_bytes());
                 libc::write(to_fd, message.as_ptr().cast(), 8);
                 libc::read(wait_fd, message.as_mut_ptr().cast(), 1);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 
 use crate::store::{Made, Pod};
-use crate::{cgroup, net};
+use crate::{cgroup, net, userns};
 
 /// Ends what is left of a pod's programs and releases everything that was made outside its directory.
 /// All is tried; the first error is returned.
@@ -35,6 +35,10 @@ fn remove_socket(pod: &Pod) -> Result<()> {
 /// Removes a pod that is over, with its directory and layer.
 pub(crate) fn remove(pod: &Pod) -> Result<()> {
     release(pod, &pod.written_state()?.made)?;
+    if userns::needed() {
+        // Files of the pod may belong to subordinate users, and overlay's own directories are closed.
+        userns::enter()?;
+    }
     // Only a bug could have left a mount here; deleting through it would destroy the host's files.
     while umount2(&pod.path("mnt"), MntFlags::MNT_DETACH).is_ok() {}
     // Without its configuration it is no pod any more, even if the rest takes a while.

@@ -25,6 +25,7 @@ mod store;
 mod supervise;
 mod sys;
 mod terminal;
+mod userns;
 mod watch;
 mod wire;
 

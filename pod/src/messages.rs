@@ -177,6 +177,8 @@ pub(crate) struct Root {
     pub(crate) hide: PathBuf,
     /// An empty directory to assemble the new root on.
     pub(crate) mount_point: PathBuf,
+    /// A plain directory to be the root, under the overlays; without privilege.
+    pub(crate) base: Option<PathBuf>,
     /// `None`: the host's files themselves.
     pub(crate) overlays: Option<Vec<Overlay>>,
     /// Mounted file systems that are shown read-only, because they cannot lie under a layer.

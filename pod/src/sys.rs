@@ -56,6 +56,32 @@ pub(crate) fn attach_mount(mount: BorrowedFd<'_>, path: &CStr) -> nix::Result<()
     .map(drop)
 }
 
+/// fsopen(2), fsconfig(2), fsmount(2): a new, detached /proc for the calling process's pid namespace,
+/// without set-user-ID, devices and programs.
+pub(crate) fn new_proc() -> nix::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: u32 = 1;
+    const FSCONFIG_CMD_CREATE: u32 = 6;
+    const FSMOUNT_CLOEXEC: u32 = 1;
+    let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    // SAFETY: the name is a C string that outlives the call.
+    let context =
+        owned(unsafe { libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let fd = context.as_raw_fd();
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_fsconfig,
+            fd,
+            FSCONFIG_CMD_CREATE,
+            0_usize,
+            0_usize,
+            0,
+        )
+    })?;
+    // SAFETY: no memory is passed.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes) })
+}
+
 /// mount_setattr(2): makes a mount and all below it read-only.
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: all zeroes is a valid mount_attr.

@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use crate::cli::{Copy, Place};
 use crate::failure::Failure;
 use crate::store::{Pod, Store};
-use crate::{init, layer};
+use crate::{init, layer, userns};
 
 /// Runs the command.
 pub(super) fn cp(store: &Store, arguments: &Copy) -> Result<u8> {
@@ -43,7 +43,7 @@ fn root_of(store: &Store, place: &Place) -> Result<Option<OwnedFd>> {
     };
     let pod = store.find(name)?;
     let path = match pod.state()?.init.filter(|_| pod.is_held().unwrap_or(false)) {
-        Some(init) => PathBuf::from(format!("/proc/{init}/root")),
+        Some(init) => of_running(init)?,
         None => assembled(store, &pod)?,
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -52,14 +52,17 @@ fn root_of(store: &Store, place: &Place) -> Result<Option<OwnedFd>> {
     Ok(Some(root))
 }
 
+/// A running pod's root, as its own root may use it.
+fn of_running(init: i32) -> Result<PathBuf> {
+    if userns::needed() {
+        userns::join(init)?;
+    }
+    Ok(PathBuf::from(format!("/proc/{init}/root")))
+}
+
 /// Puts the files of a pod that is over together, visible to this process only.
 fn assembled(store: &Store, pod: &Pod) -> Result<PathBuf> {
-    let root = layer::plan(
-        store,
-        pod,
-        &pod.config()?,
-        !nix::unistd::geteuid().is_root(),
-    )?;
+    let root = layer::plan(store, pod, &pod.config()?, userns::needed())?;
     init::assemble_privately(&root)?;
     Ok(root.mount_point)
 }

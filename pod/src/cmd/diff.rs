@@ -7,10 +7,14 @@ use crate::cli::Format;
 use crate::layer::{Kind, changes};
 use crate::output;
 use crate::store::Pod;
+use crate::userns;
 
 /// Runs the command.
 pub(super) fn diff(pod: &Pod, format: Format) -> Result<u8> {
     let config = pod.config()?;
+    if userns::needed() {
+        userns::enter()?;
+    }
     let changes = changes(pod, &|path| lower(&config, path))?;
     if format == Format::Json {
         output::json(&changes)?;

@@ -12,9 +12,14 @@ use crate::layer::changes;
 use crate::messages::Ask;
 use crate::store::{Base, Config, Pod, Store};
 use crate::supervise::Client;
+use crate::userns;
 
 /// Runs the command.
 pub(super) fn rm(store: &Store, arguments: &Remove) -> Result<u8> {
+    if userns::needed() {
+        // Files of the pod may belong to subordinate users.
+        userns::enter()?;
+    }
     for wanted in &arguments.pods {
         let pod = store.find(wanted)?;
         if arguments.force {

@@ -22,7 +22,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::devices;
 use crate::failure::{Failure, Hinted};
 use crate::messages::{Overlay, Root};
-use crate::sys;
+use crate::{sys, userns};
 
 /// A detached mount and where it goes.
 struct Source {
@@ -36,18 +36,11 @@ pub(super) fn make(root: &Root, own_pids: bool) -> Result<Vec<String>> {
     cut_propagation()?;
     let sources = sources(root)?;
     let sys = open("/sys".as_ref(), "/sys".as_ref(), true, true)?;
-    let proc = if own_pids {
-        None
-    } else {
-        Some(open("/proc".as_ref(), "/proc".as_ref(), true, false)?)
-    };
+    let proc = proc(own_pids)?;
     let devices = devices::sources(root.unprivileged)?;
     let mut read_only = assemble(root)?;
     pivot(&root.mount_point)?;
-    match proc {
-        Some(proc) => attach(&proc)?,
-        None => mount_proc()?,
-    }
+    attach(&proc)?;
     attach(&sys)?;
     devices::make(devices, root.unprivileged)?;
     for source in &sources {
@@ -61,7 +54,11 @@ pub(super) fn make(root: &Root, own_pids: bool) -> Result<Vec<String>> {
 /// Puts a pod's files together on its mount point, in a new mount namespace of the calling process, which
 /// must have one thread. What lies over them in a running pod (/proc, volumes, …) is left out.
 pub(crate) fn assemble_privately(root: &Root) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).hinted("make a mount namespace", "this needs root")?;
+    if userns::needed() {
+        userns::enter()?;
+    } else {
+        unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    }
     cut_propagation()?;
     assemble(root).map(drop)
 }
@@ -139,6 +136,11 @@ fn assemble(root: &Root) -> Result<Vec<String>> {
             .context("mount the host's files")?;
         return Ok(Vec::new());
     };
+    if let Some(base) = &root.base {
+        let base = sys::copy_mount(&c_path(base)?, false).context("open the plain root")?;
+        sys::attach_mount(base.as_fd(), &c_path(&root.mount_point)?)
+            .context("mount the plain root")?;
+    }
     let mut read_only = Vec::new();
     for overlay in overlays {
         let at = root
@@ -158,21 +160,28 @@ fn assemble(root: &Root) -> Result<Vec<String>> {
 }
 
 fn refused(overlay: &Overlay, errno: Errno) -> anyhow::Error {
-    let what = format!("put a layer over {}", overlay.lower.display());
+    let what = format!(
+        "put a layer over {}: {}",
+        overlay.lower.display(),
+        errno.desc()
+    );
     let hint = "overlay needs a file system under --root that can hold one (ext4, xfs, btrfs, tmpfs); or use --fs host";
-    anyhow::Error::from(errno).context(Failure::new(what).hint(hint))
+    Failure::new(what).hint(hint).into()
 }
 
 fn mount_overlay(overlay: &Overlay, at: &Path, unprivileged: bool) -> nix::Result<()> {
-    let mut options = format!(
-        "lowerdir={},upperdir={},workdir={},redirect_dir=off,index=off,metacopy=off,xino=off",
+    // Under userxattr overlay takes no word on redirects but "nofollow", and never makes any.
+    let portable = if unprivileged {
+        "userxattr"
+    } else {
+        "redirect_dir=off,metacopy=off"
+    };
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},index=off,xino=off,{portable}",
         escaped(&overlay.lower),
         escaped(&overlay.upper),
         escaped(&overlay.work)
     );
-    if unprivileged {
-        options.push_str(",userxattr");
-    }
     mount(
         Some("overlay"),
         at,
@@ -203,13 +212,21 @@ fn pivot(new: &Path) -> Result<()> {
     nix::unistd::chdir("/").context("enter /")
 }
 
-fn mount_proc() -> Result<()> {
-    fs::create_dir_all("/proc").context("make /proc")?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).hinted(
-        "mount /proc",
+/// A /proc for the pod's own pids, else the host's. It is made while the host's is still in sight: without
+/// privilege the kernel shows no more than what could be seen before.
+fn proc(own_pids: bool) -> Result<Source> {
+    if !own_pids {
+        return open("/proc".as_ref(), "/proc".as_ref(), true, false);
+    }
+    let tree = sys::new_proc().hinted(
+        "make a /proc",
         "the host's own /proc must not be partly covered by other mounts",
-    )
+    )?;
+    Ok(Source {
+        tree,
+        target: "/proc".into(),
+        directory: true,
+    })
 }
 
 /// Our own state, and the pod's own layer, are no business of the pod.

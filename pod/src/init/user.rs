@@ -5,10 +5,10 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Hinted};
 
 /// What the environment of a program says about its user.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,8 +59,9 @@ pub(super) fn become_user(user: &str) -> Result<Home> {
         // In a user namespace with one mapped id there are no groups to change to (user_namespaces(7)).
         tracing::debug!("supplementary groups stay as they are");
     }
-    setgid(Gid::from_raw(gid)).with_context(|| format!("become group {gid}"))?;
-    setuid(Uid::from_raw(account.uid)).with_context(|| format!("become user {user}"))?;
+    let hint = "without privilege a pod has other users only where newuidmap is installed and /etc/subuid has a range for you";
+    setgid(Gid::from_raw(gid)).hinted(format!("become group {gid}"), hint)?;
+    setuid(Uid::from_raw(account.uid)).hinted(format!("become user {user}"), hint)?;
     Ok(account.home)
 }
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::decode;
+use super::split::PLACE;
+use super::uppers;
 use crate::store::Pod;
 
 /// What happened to a path.
@@ -46,15 +47,9 @@ const PLACES: [&str; 8] = [
 
 /// Every change in a pod's layer, parents first. `lower` says what lies under a path of the pod.
 pub(crate) fn changes(pod: &Pod, lower: &dyn Fn(&Path) -> PathBuf) -> Result<Vec<Change>> {
-    let layer = pod.path("layer");
     let mut found = Vec::new();
-    if !layer.is_dir() {
-        return Ok(found);
-    }
-    for entry in fs::read_dir(&layer).with_context(|| format!("list {}", layer.display()))? {
-        let entry = entry.with_context(|| format!("list {}", layer.display()))?;
-        let at = decode(&entry.file_name().to_string_lossy());
-        walk(&entry.path().join("upper"), &at, lower, &mut found)?;
+    for (at, upper) in uppers(pod)? {
+        walk(&upper, &at, lower, &mut found)?;
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
@@ -95,14 +90,17 @@ fn kind(
     if upper.file_type().is_char_device() && upper.rdev() == 0 {
         return Some(Kind::Deleted);
     }
+    if upper.is_file() && upper.len() == 0 && upper.mode() & 0o7777 == PLACE {
+        return None;
+    }
     let place =
         PLACES.iter().any(|place| path == Path::new(place)) && (upper.is_dir() || upper.len() == 0);
     match lower {
         None if place => None,
         None => Some(Kind::Added),
         Some(_) if upper.is_dir() && is_opaque(at) => Some(Kind::Changed),
-        // A directory that is only there to hold a change below it.
-        Some(lower) if upper.is_dir() && lower.is_dir() && same_attributes(upper, lower) => None,
+        // What is only there to hold a change below it, or a mount.
+        Some(lower) if is_place(at, path, upper, lower) => None,
         Some(_) => Some(Kind::Changed),
     }
 }
@@ -129,6 +127,18 @@ fn is_opaque(upper: &Path) -> bool {
         })
 }
 
-fn same_attributes(a: &fs::Metadata, b: &fs::Metadata) -> bool {
-    (a.mode(), a.uid(), a.gid()) == (b.mode(), b.uid(), b.gid())
+/// Whether a directory, or a symbolic link, of the layer is as the one it lies over. A directory's owner
+/// does not count where it could not be copied, for want of privilege.
+fn is_place(upper_path: &Path, path: &Path, upper: &fs::Metadata, lower: &fs::Metadata) -> bool {
+    if upper.is_symlink() && lower.is_symlink() {
+        return fs::read_link(upper_path).ok() == fs::read_link(path).ok();
+    }
+    let owner =
+        (upper.uid(), upper.gid()) == (lower.uid(), lower.gid()) || is_unmapped(lower.uid());
+    upper.is_dir() && lower.is_dir() && upper.mode() == lower.mode() && owner
+}
+
+/// The number an owner has who does not exist in this user namespace (/proc/sys/kernel/overflowuid).
+fn is_unmapped(uid: u32) -> bool {
+    uid == 65534
 }

@@ -15,11 +15,36 @@
 
 mod changes;
 mod plan;
+mod split;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::store::Pod;
 
 pub(crate) use changes::{Kind, changes};
 pub(crate) use plan::plan;
+
+/// Places of the pod that are not the host's files: mounted anew in every pod.
+const OURS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// The parts of a pod's layer: the path of the pod they lie at, and their upper directory.
+pub(crate) fn uppers(pod: &Pod) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let layer = pod.path("layer");
+    let mut parts = Vec::new();
+    if !layer.is_dir() {
+        return Ok(parts);
+    }
+    for entry in fs::read_dir(&layer).with_context(|| format!("list {}", layer.display()))? {
+        let entry = entry.with_context(|| format!("list {}", layer.display()))?;
+        let at = decode(&entry.file_name().to_string_lossy());
+        parts.push((at, entry.path().join("upper")));
+    }
+    parts.sort();
+    Ok(parts)
+}
 
 /// The directory name for the file system at a path of the pod.
 pub(crate) fn encode(at: &Path) -> String {

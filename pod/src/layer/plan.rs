@@ -1,13 +1,14 @@
 //! Which file systems lie under the pod's layer, and the directories their writes go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::encode;
+use super::split::split;
+use super::{OURS, encode, uppers};
 use crate::messages::{Overlay, Root};
 use crate::store::{Base, Config, Pod, Store, private_dir};
 
@@ -36,10 +37,10 @@ const NO_FILES: [&str; 19] = [
 
 /// A line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mounted {
-    at: PathBuf,
+pub(super) struct Mounted {
+    pub(super) at: PathBuf,
     kind: String,
-    read_only: bool,
+    pub(super) read_only: bool,
 }
 
 /// Plans the pod's root and makes the directories of its layer.
@@ -49,6 +50,7 @@ pub(crate) fn plan(store: &Store, pod: &Pod, config: &Config, unprivileged: bool
     let mut root = Root {
         hide: store.root().to_owned(),
         mount_point,
+        base: None,
         overlays: None,
         read_only: Vec::new(),
         unprivileged,
@@ -67,8 +69,18 @@ pub(crate) fn plan(store: &Store, pod: &Pod, config: &Config, unprivileged: bool
 
 fn host(pod: &Pod, root: &mut Root) -> Result<()> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    if root.unprivileged {
+        split(pod, root, &reachable(&text))?;
+    } else {
+        whole(pod, root, files_of_the_host(reachable(&text)))?;
+    }
+    moved_in(pod, root)
+}
+
+/// One overlay for each file system.
+fn whole(pod: &Pod, root: &mut Root, mounts: Vec<Mounted>) -> Result<()> {
     let mut overlays = Vec::new();
-    for mounted in visible(&text) {
+    for mounted in mounts {
         if mounted.at.starts_with(&root.hide) {
             continue;
         }
@@ -82,24 +94,51 @@ fn host(pod: &Pod, root: &mut Root) -> Result<()> {
     Ok(())
 }
 
-/// The file systems with files of the host that a path can reach, parents before children.
-fn visible(mountinfo: &str) -> Vec<Mounted> {
+/// A layer that was made on a host with other file systems has parts with no counterpart here: they get
+/// overlays too, over whatever lies at their place.
+fn moved_in(pod: &Pod, root: &mut Root) -> Result<()> {
+    let overlays = root.overlays.get_or_insert_default();
+    let planned: BTreeSet<PathBuf> = overlays.iter().map(|overlay| overlay.at.clone()).collect();
+    for (at, _) in uppers(pod)? {
+        if planned.contains(&at) || at == Path::new("/") {
+            continue;
+        }
+        let lower = if at.is_dir() {
+            at.clone()
+        } else {
+            nothing(pod)?
+        };
+        overlays.push(overlay(pod, &at, &lower)?);
+    }
+    overlays.sort_by(|a, b| a.at.cmp(&b.at));
+    Ok(())
+}
+
+fn nothing(pod: &Pod) -> Result<PathBuf> {
+    let empty = pod.path("empty");
+    private_dir(&empty)?;
+    Ok(empty)
+}
+
+/// The mounts a path can reach, parents before children.
+fn reachable(mountinfo: &str) -> Vec<Mounted> {
     let mut last = BTreeMap::new();
     for mounted in mountinfo.lines().filter_map(parse) {
         // A later mount hides an earlier one at the same place, and everything below it.
         last.retain(|at: &PathBuf, _| !at.starts_with(&mounted.at));
         last.insert(mounted.at.clone(), mounted);
     }
-    let own = |at: &Path| {
-        ["/proc", "/sys", "/dev"]
-            .iter()
-            .any(|ours| at.starts_with(ours))
-    };
-    last.into_values()
-        .filter(|m| !own(&m.at) && !NO_FILES.contains(&m.kind.as_str()))
-        .collect()
+    last.into_values().collect()
 }
 
+/// Those with files that are no interface of the kernel.
+fn files_of_the_host(mut mounts: Vec<Mounted>) -> Vec<Mounted> {
+    let ours = |at: &Path| OURS.iter().any(|ours| at.starts_with(ours));
+    mounts.retain(|mounted| !ours(&mounted.at) && !NO_FILES.contains(&mounted.kind.as_str()));
+    mounts
+}
+
+/// A line of mountinfo.
 fn parse(line: &str) -> Option<Mounted> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ');
@@ -124,7 +163,7 @@ fn unescape(text: &str) -> String {
     .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-fn overlay(pod: &Pod, at: &Path, lower: &Path) -> Result<Overlay> {
+pub(super) fn overlay(pod: &Pod, at: &Path, lower: &Path) -> Result<Overlay> {
     let base = pod.path("layer").join(encode(at));
     let overlay = Overlay {
         at: at.to_owned(),
@@ -142,7 +181,7 @@ fn overlay(pod: &Pod, at: &Path, lower: &Path) -> Result<Overlay> {
     Ok(overlay)
 }
 
-fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy_attributes(from: &Path, to: &Path) -> Result<()> {
     let metadata = fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
     if chown(to, Some(metadata.uid()), Some(metadata.gid())).is_err() {
         tracing::debug!(path = %to.display(), "the owner cannot be copied without privilege");
@@ -193,7 +232,7 @@ mod tests {
             6 5 0:5 / /mnt/deep rw - ext4 /dev/vde rw\n\
             7 5 0:6 / /mnt rw - tmpfs none rw\n\
             8 2 0:7 / /dev/shm rw - tmpfs none rw\n";
-        let found: Vec<_> = visible(text)
+        let found: Vec<_> = files_of_the_host(reachable(text))
             .into_iter()
             .map(|m| (m.at.display().to_string(), m.read_only))
             .collect();

@@ -23,7 +23,7 @@ use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
 use crate::store::{Config, Net, Phase};
 use crate::wire::Wire;
-use crate::{cgroup, layer};
+use crate::{cgroup, layer, userns};
 
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
@@ -80,7 +80,7 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     if let Some(image) = &config.image {
         image::unpack_layer(image, &supervised.pod.path("layer"))?;
     }
-    let unprivileged = !nix::unistd::geteuid().is_root();
+    let unprivileged = userns::needed();
     let setup = Setup {
         hostname: config.hostname.clone(),
         loopback: config.net != Net::Shared,

@@ -7,13 +7,16 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use intercept::sys::{Clone3, clone3, pidfd_open};
 use intercept::table::Backing;
+use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
+use nix::unistd::pipe2;
 
 use super::names;
 
 use crate::failure::Hinted;
 use crate::holder::HANDED;
 use crate::store::{Config, Net};
+use crate::userns;
 use crate::wire::Wire;
 
 /// A fresh init: it waits for its `Setup`.
@@ -34,6 +37,9 @@ pub(super) fn namespaces(config: &Config) -> CloneFlags {
     ] {
         flags.set(namespace, backing == Backing::Kernel);
     }
+    if userns::needed() {
+        flags |= CloneFlags::CLONE_NEWUSER;
+    }
     if config.net != Net::Shared {
         flags |= CloneFlags::CLONE_NEWNET;
     }
@@ -45,28 +51,39 @@ pub(super) fn start(namespaces: CloneFlags) -> Result<Process> {
     let (ours, theirs) = Wire::pair().context("socketpair")?;
     let program = File::open("/proc/self/exe").context("open /proc/self/exe")?;
     let argv = [CString::new("pod-init")?, CString::new("init")?];
+    let (ready, tell) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
     let flags = namespaces.bits() as u64;
+    let how = Clone3 {
+        flags,
+        set_tid: None,
+    };
     // SAFETY: the supervisor has one thread yet, so its child may do anything.
-    let pid = unsafe {
-        clone3(Clone3 {
-            flags,
-            set_tid: None,
-        })
-    }
-    .hinted(
+    let pid = unsafe { clone3(how) }.hinted(
         "make the pod's namespaces",
         "this needs root, or unprivileged user namespaces allowed by the host",
     )?;
     if pid == 0 {
+        drop(tell);
+        await_end(&ready);
         become_init(&program, theirs.as_fd().as_raw_fd(), &argv);
     }
     // Not waited for yet, so the pid cannot be another's.
     let pidfd = pidfd_open(pid).context("open a pidfd for init")?;
+    if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+        userns::map(pid).context("give the pod's user namespace its ids")?;
+    }
+    drop(tell);
     Ok(Process {
         pid,
         pidfd,
         wire: ours,
     })
+}
+
+/// Waits until the parent has closed the pipe: an exec without ids would lose every capability.
+fn await_end(pipe: &OwnedFd) {
+    let mut byte = [0];
+    while nix::unistd::read(pipe, &mut byte).is_ok_and(|length| length > 0) {}
 }
 
 fn become_init(program: &File, socket: i32, argv: &[CString]) -> ! {

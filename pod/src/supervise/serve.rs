@@ -220,7 +220,9 @@ impl Supervised {
         if ended.is_ok() {
             return ended;
         }
-        self.kill(libc::SIGKILL, None)?;
+        // It may have ended between the two.
+        let killed = self.kill(libc::SIGKILL, None);
+        tracing::debug!(failed = killed.is_err(), "killed");
         self.ended(None)
     }
 

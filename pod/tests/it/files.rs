@@ -71,6 +71,8 @@ fn files_are_copied_both_ways_while_it_runs_and_after() {
         "-c",
         "mkdir -p /root/d; echo in > /root/d/f; ln -s /etc/shadow /root/d/l; exec sleep 1000",
     ]);
+    let written = "until [ -L /root/d/l ]; do :; done";
+    host.good(&["exec", "c", "--", "busybox", "sh", "-c", written]);
     fs::write(path("up"), "up").unwrap();
     fs::set_permissions(path("up"), fs::Permissions::from_mode(0o751)).unwrap();
     for copy in ["live", "over"] {

@@ -1,14 +1,28 @@
 //! A host of its own for each test: a temporary root, and a look for leftovers at the end.
 
-use std::path::PathBuf;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// A root directory with the pods of one test.
 pub(crate) struct Host {
     root: TempDir,
+    binary: PathBuf,
+    user: Option<User>,
+}
+
+/// Who runs the commands, if not root.
+#[derive(Clone)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    /// What /etc/subuid and /etc/subgid say for the user's commands.
+    pub(crate) subordinates: Option<PathBuf>,
 }
 
 /// What a finished command said.
@@ -17,6 +31,29 @@ pub(crate) struct Said {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
+}
+
+impl User {
+    fn become_it(&self) -> std::io::Result<()> {
+        if let Some(file) = &self.subordinates {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+            for target in ["/etc/subuid", "/etc/subgid"] {
+                mount(
+                    Some(file),
+                    target,
+                    None::<&str>,
+                    MsFlags::MS_BIND,
+                    None::<&str>,
+                )?;
+            }
+        }
+        nix::unistd::setgroups(&[])?;
+        nix::unistd::setgid(self.uid.into())?;
+        nix::unistd::setuid(self.uid.into())?;
+        Ok(())
+    }
 }
 
 impl From<Output> for Said {
@@ -31,20 +68,56 @@ impl From<Output> for Said {
 
 impl Host {
     pub(crate) fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
         Self {
-            root: tempfile::tempdir().unwrap(),
+            root,
+            binary: env!("CARGO_BIN_EXE_pod").into(),
+            user: None,
         }
+    }
+
+    /// A host whose commands are run by a user without privilege. With `range`, the user has subordinate ids.
+    pub(crate) fn of_user(range: bool) -> Self {
+        let mut host = Self::new();
+        let uid = 65534;
+        chown(host.root.path(), Some(uid), Some(uid)).unwrap();
+        let binary = host.root.path().join("pod");
+        // By another program: a file we had open for writing could be held by a child of another test.
+        let copied = Command::new("cp").arg(&host.binary).arg(&binary).status();
+        assert!(copied.unwrap().success());
+        host.binary = binary;
+        let subordinates = range.then(|| {
+            let path = host.root.path().join("subordinates");
+            std::fs::write(&path, format!("{uid}:1000000:65536\n")).unwrap();
+            path
+        });
+        host.user = Some(User { uid, subordinates });
+        host
     }
 
     /// The command line of `pod` on this host.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pod"));
+        let mut command = Command::new(&self.binary);
         command
             .arg("--root")
-            .arg(self.root.path())
+            .arg(self.state())
             .args(arguments)
             .stdin(Stdio::null());
+        if let Some(user) = self.user.clone() {
+            command.current_dir("/");
+            // SAFETY: the closure makes system calls only, in a child of its own.
+            unsafe { command.pre_exec(move || user.become_it()) };
+        }
         command
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    /// A directory the commands' user may write.
+    pub(crate) fn home(&self) -> &Path {
+        self.root.path()
     }
 
     /// Runs a command to its end.
@@ -139,7 +212,7 @@ impl Drop for Host {
         assert_eq!(self.processes(), Vec::<String>::new());
         assert_eq!(self.mounts(), Vec::<String>::new());
         assert_eq!(groups(&ids), Vec::<PathBuf>::new());
-        let left = std::fs::read_dir(self.root.path().join("pods")).map_or(0, Iterator::count);
+        let left = std::fs::read_dir(self.state().join("pods")).map_or(0, Iterator::count);
         assert_eq!(left, 0, "directories are left");
     }
 }

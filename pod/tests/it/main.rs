@@ -6,5 +6,6 @@ mod files;
 mod host;
 mod life;
 mod limits;
+mod rootless;
 mod terminal;
 mod trouble;

@@ -19,11 +19,14 @@ fn end(pid: i32) {
     }
 }
 
+/// Whether nothing is left of a process but its entry, no other thread either.
 fn is_zombie(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')')
+    let dead = stat
+        .rsplit(')')
         .next()
-        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    dead && std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) < 2
 }
 
 #[test]

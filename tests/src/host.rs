@@ -16,6 +16,7 @@ use crate::anchor::{Anchor, Mount};
 use crate::binary::pod_binary;
 use crate::done::{Done, finish};
 use crate::leftovers::processes;
+use crate::ssh::Keys;
 use crate::wait::eventually;
 
 /// A host of a [`crate::World`].
@@ -107,15 +108,10 @@ impl Host {
     /// When the namespaces' descriptors cannot be duplicated.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut command = Command::new(program);
-        command.env_clear().current_dir(&self.directory);
         command
-            .env("PATH", self.path())
-            .env("LANG", "C.UTF-8")
-            .env("TERM", "dumb");
-        command.env("HOME", self.directory.join("home"));
-        command
-            .env("POD_ROOT", self.state())
-            .env("POD_TEST", &self.token);
+            .env_clear()
+            .current_dir(&self.directory)
+            .envs(self.environment());
         for name in ["POD_LOG", "RUST_BACKTRACE"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
@@ -123,6 +119,23 @@ impl Host {
         }
         self.anchor.enter(&mut command)?;
         Ok(command)
+    }
+
+    /// The environment of every command here.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        let world = self.directory.parent().unwrap_or(Path::new("/"));
+        vec![
+            ("PATH", self.path()),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("TERM", "dumb".to_owned()),
+            (
+                "HOME",
+                self.directory.join("home").to_string_lossy().into_owned(),
+            ),
+            ("POD_ROOT", self.state().to_string_lossy().into_owned()),
+            ("POD_SSH", Keys::command(world)),
+            ("POD_TEST", self.token.clone()),
+        ]
     }
 
     fn path(&self) -> String {
@@ -214,7 +227,12 @@ impl Host {
     #[must_use]
     pub fn processes_in_pods(&self) -> Vec<String> {
         let all = self.processes().into_iter().map(|process| process.command);
-        all.filter(|command| !command.contains("sshd")).collect()
+        all.filter(|command| {
+            !command.contains("sshd")
+                && !command.contains("pod agent")
+                && !command.contains("name-server")
+        })
+        .collect()
     }
 
     /// Kills everything that runs on this host, one pid after the other.

@@ -19,6 +19,17 @@ pub enum Journey {
     Pod(Backing),
     /// It sleeps in an image and is restarted on the same host, under a backing that may be another one.
     Checkpoint(Backing, Backing),
+    /// It moves to another host.
+    Move(Way),
+}
+
+/// How a pod gets to the other host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `ssh://`: no agent runs anywhere, and there is no zone.
+    Ssh,
+    /// From agent to agent over TLS, with a zone in which its name follows it.
+    Agent,
 }
 
 /// What holds a pod's names.
@@ -50,67 +61,83 @@ const POD: &str = "traveller";
 /// # Errors
 /// When any of it fails.
 pub fn travel(program: &mut dyn Program, journey: Journey) -> Result<()> {
-    let world = World::new()?;
+    let mut world = World::new()?;
     program.prepare(&world.source)?;
-    let mut site = site(&world);
+    prepare(&mut world, journey)?;
+    let mut site = site(&world, journey);
     match journey {
         // What a program leaves natively is its own affair.
-        Journey::Native => return live_natively(program, &site),
+        Journey::Native => return live_natively(program, &mut site),
         Journey::Pod(names) => {
             start(program, &mut site, names)?;
-            live(program, &site, || Ok(()))?;
-            remove(&site)?;
+            live(program, &mut site, |_| Ok(()))?;
         }
         Journey::Checkpoint(before, after) => {
             start(program, &mut site, before)?;
-            live(program, &site, || {
-                sleep_and_wake(&site, &world, before, after)
+            live(program, &mut site, |site| {
+                sleep_and_wake(site, &world, before, after)
             })?;
-            remove(&site)?;
+        }
+        Journey::Move(way) => {
+            start(program, &mut site, Backing::Kernel)?;
+            live(program, &mut site, |site| migrate(site, &world, way))?;
         }
     }
+    site.host.pod(&["rm", "-f", POD])?.ok()?;
     drop(site);
     world.end()
 }
 
-fn site(world: &World) -> Site<'_> {
-    let log = world.directory().join("native.log");
+fn prepare(world: &mut World, journey: Journey) -> Result<()> {
+    match journey {
+        Journey::Move(Way::Ssh) => world.serve_ssh(),
+        Journey::Move(Way::Agent) => world.make_cluster(),
+        _ => Ok(()),
+    }
+}
+
+fn site(world: &World, journey: Journey) -> Site<'_> {
+    let zone = matches!(journey, Journey::Move(Way::Agent));
     Site {
         host: &world.source,
         desk: &world.desk,
         pod: None,
-        log,
+        name: zone.then(|| format!("{POD}.pod.internal")),
+        log: world.directory().join("native.log"),
         terminal: RefCell::default(),
     }
 }
 
-fn live(
+fn live<'w>(
     program: &mut dyn Program,
-    site: &Site<'_>,
-    between: impl FnOnce() -> Result<()>,
+    site: &mut Site<'w>,
+    between: impl FnOnce(&mut Site<'w>) -> Result<()>,
 ) -> Result<()> {
-    let told = |step: &'static str| {
-        move || {
-            format!(
-                "{step}; the program wrote:\n{}",
-                site.output().unwrap_or_else(|error| format!("{error:#}"))
-            )
-        }
-    };
-    program.ready(site).with_context(told("become ready"))?;
-    program.load(site).with_context(told("put data in"))?;
+    program
+        .ready(site)
+        .with_context(|| told(site, "become ready"))?;
+    program
+        .load(site)
+        .with_context(|| told(site, "put data in"))?;
     program
         .check(site)
-        .with_context(told("ask before the journey"))?;
-    between()?;
+        .with_context(|| told(site, "ask before the journey"))?;
+    between(site)?;
     program
         .check(site)
-        .with_context(told("ask after the journey"))?;
-    program.load(site).with_context(told("go on"))?;
-    program.check(site).with_context(told("ask after going on"))
+        .with_context(|| told(site, "ask after the journey"))?;
+    program.load(site).with_context(|| told(site, "go on"))?;
+    program
+        .check(site)
+        .with_context(|| told(site, "ask after going on"))
 }
 
-fn live_natively(program: &mut dyn Program, site: &Site<'_>) -> Result<()> {
+fn told(site: &Site<'_>, step: &str) -> String {
+    let output = site.output().unwrap_or_else(|error| format!("{error:#}"));
+    format!("{step}; the program wrote:\n{output}")
+}
+
+fn live_natively(program: &mut dyn Program, site: &mut Site<'_>) -> Result<()> {
     let words = program.command();
     let words: Vec<&str> = program
         .native_prefix()
@@ -122,11 +149,11 @@ fn live_natively(program: &mut dyn Program, site: &Site<'_>) -> Result<()> {
         let mut command = site.host.command(words[0])?;
         site.terminal
             .replace(Some(Terminal::start(command.args(&words[1..]))?));
-        live(program, site, || Ok(()))?;
+        live(program, site, |_| Ok(()))?;
         site.terminal.replace(None);
     } else {
         let _child = Guard(site.host.spawn(&words, &site.log)?);
-        live(program, site, || Ok(()))?;
+        live(program, site, |_| Ok(()))?;
     }
     // What the program started goes with it: in a pod that is what `rm` does.
     site.host.kill_all()
@@ -184,6 +211,22 @@ fn sleep_and_wake(site: &Site<'_>, world: &World, before: Backing, after: Backin
     host.pod(&words)?.ok().map(drop)
 }
 
-fn remove(site: &Site<'_>) -> Result<()> {
-    site.host.pod(&["rm", "-f", POD])?.ok().map(drop)
+fn migrate<'w>(site: &mut Site<'w>, world: &'w World, way: Way) -> Result<()> {
+    let to = match way {
+        Way::Ssh => format!("ssh://root@{}", world.destination.v4()),
+        Way::Agent => format!("{}:7077", world.destination.v4()),
+    };
+    site.terminal.replace(None);
+    site.host
+        .pod(&["migrate", POD, &to, "--on-lost-connection", "reset"])?
+        .ok()?;
+    let left = site.host.processes_in_pods();
+    ensure!(
+        left.is_empty(),
+        "processes of the pod that moved away: {left:?}"
+    );
+    let listed = site.host.pod(&["ps", "-a", "--format", "json"])?.ok()?;
+    ensure!(listed.trim() == "[]", "the source still lists {listed}");
+    site.host = &world.destination;
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::binary::pod_binary;
 use crate::done::Done;
@@ -22,6 +22,8 @@ pub struct Site<'a> {
     pub desk: &'a Host,
     /// The pod's name, if it runs in one.
     pub pod: Option<String>,
+    /// The name by which its users find it, where there is a zone.
+    pub name: Option<String>,
     /// Where what it writes goes when it runs natively.
     pub log: PathBuf,
     /// The terminal somebody sits at, where the program has one: its own, or that of `pod attach`.
@@ -49,10 +51,21 @@ impl Site<'_> {
         self.desk.run(words)
     }
 
-    /// Where the program's users find it.
-    #[must_use]
-    pub fn address(&self) -> String {
-        self.host.v4().to_string()
+    /// The address at which the program's users find it: by name at the desk, where there is a zone.
+    ///
+    /// # Errors
+    /// When the name has no address, or one that is not the host's.
+    pub fn address(&self) -> Result<String> {
+        let real = self.host.v4().to_string();
+        let Some(name) = &self.name else {
+            return Ok(real);
+        };
+        let found = self.desk.run(&["dig", "+short", name, "A"])?.ok()?;
+        ensure!(
+            found.trim() == real,
+            "{name} is {found:?}, and the pod is at {real}"
+        );
+        Ok(real)
     }
 
     /// What the program wrote.
@@ -84,7 +97,7 @@ impl Site<'_> {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(&self, port: u16) -> Result<TcpStream> {
-        let address = SocketAddr::new(self.host.v4(), port);
+        let address = SocketAddr::new(self.address()?.parse()?, port);
         let stream = self
             .desk
             .anchor()

@@ -8,9 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::anchor::Anchor;
+use crate::binary::pod_binary;
 use crate::done::finish;
 use crate::host::Host;
 use crate::leftovers::{belongings, groups, processes};
+use crate::ssh::Keys;
 use crate::wait::eventually;
 
 /// A source, a destination and a desk where the clients sit, on a network of their own.
@@ -95,6 +97,76 @@ impl World {
         inside(&self.switch, &format!("link set {} {state}\n", port(host)))
     }
 
+    /// Starts ssh's daemon on the source and the destination, with keys that all hosts trust.
+    ///
+    /// # Errors
+    /// When a key cannot be made or a daemon does not start.
+    pub fn serve_ssh(&mut self) -> Result<()> {
+        let keys = Keys::make(self.directory())?;
+        for host in [&self.source, &self.destination] {
+            self.servants.push(keys.serve(host)?);
+        }
+        Ok(())
+    }
+
+    /// Makes the three hosts a cluster: an agent on each, the zone's primary on the desk, and every host
+    /// asks its own name server.
+    ///
+    /// # Errors
+    /// When an agent does not start.
+    pub fn make_cluster(&mut self) -> Result<()> {
+        let at = |host: &Host| format!("{}:7077", host.v4());
+        let first = at(&self.desk);
+        let told = self
+            .desk
+            .pod(&["agent", "init", "--listen", &first])?
+            .ok()?;
+        let token = told
+            .split_whitespace()
+            .last()
+            .context("agent init printed no token")?
+            .to_owned();
+        self.start_agent(2)?;
+        for number in [0, 1] {
+            let host = self.hosts()[number];
+            host.pod(&[
+                "agent",
+                "join",
+                &first,
+                "--token",
+                &token,
+                "--listen",
+                &at(host),
+            ])?
+            .ok()?;
+            self.start_agent(number)?;
+        }
+        Ok(())
+    }
+
+    fn start_agent(&mut self, number: usize) -> Result<()> {
+        let host = self.hosts()[number];
+        let pod = pod_binary().to_string_lossy().into_owned();
+        let child = host.spawn(&[&pod, "agent"], &host.directory().join("agent.log"))?;
+        host.resolve_at(host.v4())?;
+        self.servants.push(child);
+        let host = self.hosts()[number];
+        let question = [
+            "dig",
+            "+short",
+            "+time=1",
+            "+tries=1",
+            "pod.internal",
+            "SOA",
+        ];
+        eventually("the name server to know the zone", || {
+            let answer = host.run(&question)?.ok()?;
+            ensure!(answer.contains(' ') && !answer.starts_with(';'), "{answer}");
+            Ok(())
+        })
+        .with_context(|| format!("on {}", host.name()))
+    }
+
     /// Keeps a program until the end of the world, where it is killed.
     pub fn keep(&mut self, child: Child) {
         self.servants.push(child);
@@ -137,8 +209,8 @@ impl World {
 
     fn dismiss(&mut self) {
         for mut servant in self.servants.drain(..) {
-            // Both fail only when it is gone.
-            let _ = servant.kill();
+            // It may have children to end, so it is asked first. Both fail only when it is gone.
+            let _ = kill(Pid::from_raw(servant.id() as i32), Signal::SIGTERM);
             let _ = servant.wait();
         }
     }

@@ -21,7 +21,7 @@ const PORT: u16 = 5432;
 
 impl Postgres {
     fn ask(&self, site: &Site<'_>, query: &str) -> Result<String> {
-        let (address, port) = (site.address(), PORT.to_string());
+        let (address, port) = (site.address()?, PORT.to_string());
         let psql = self.binaries.join("psql").to_string_lossy().into_owned();
         let words = [
             &psql, "-h", &address, "-p", &port, "-U", "postgres", "-Atc", query, "postgres",

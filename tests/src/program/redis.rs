@@ -24,7 +24,7 @@ const KEYS: u64 = 50_000;
 
 impl Redis {
     fn ask(&self, site: &Site<'_>, words: &[&str]) -> Result<String> {
-        let (address, port) = (site.address(), PORT.to_string());
+        let (address, port) = (site.address()?, PORT.to_string());
         let text = site
             .client(&[&["redis-cli", "-h", &address, "-p", &port], words].concat())?
             .ok()?;

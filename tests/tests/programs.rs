@@ -21,14 +21,14 @@ macro_rules! journeys {
 
 journeys! {
     counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     postgres: Postgres [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
-    go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel)]
+    python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
 }

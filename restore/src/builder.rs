@@ -25,7 +25,7 @@ use crate::{
     error::{Error, Result},
     image::Image,
     network::Network,
-    resource::{Description, ObjectId, Order, ROOMS, lock::Locks},
+    resource::{Description, ObjectId, Order, ROOMS, ipc, lock::Locks},
 };
 
 /// Descriptions that are being made, and what their rooms share meanwhile.
@@ -141,6 +141,7 @@ impl<'i> Builder<'i> {
     /// # Errors
     /// The first step that failed.
     pub fn settle(&mut self) -> Result<()> {
+        ipc::settle(self.image)?;
         self.each(|description, fd, builder| description.settle(fd, builder))
     }
 

@@ -241,6 +241,12 @@ impl<'w> Capture<'w> {
         self.pids.get(&real_pid).copied()
     }
 
+    /// All processes of the pod: pids on this host and virtual ones.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(i32, i32)> {
+        self.pids.iter().map(|(real, own)| (*real, *own)).collect()
+    }
+
     /// Leaves work for the time when all descriptions are known.
     pub fn later(&mut self, work: impl FnOnce(&mut Capture<'_>) -> Result<()> + 'static) {
         self.later.push(Box::new(work));

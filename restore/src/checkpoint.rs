@@ -19,7 +19,7 @@ use crate::{
     freeze::{Frozen, OPTIONS, Process as FrozenProcess, Task},
     remote::{Batch, Results, Scope},
     resource::{
-        creds, files, lock,
+        creds, files, ipc, lock,
         mm::{self, Mm},
         process::{Alive, Place, Process, State, limits, number_in},
         signal, thread, timer,
@@ -93,6 +93,7 @@ pub fn capture(frozen: &mut Frozen, subject: &Subject<'_>, cx: &mut Capture<'_>)
         capture_process(process, subject, &numbers, &mut memories, cx)?;
     }
     cx.complete()?;
+    ipc::capture(subject.init, cx)?;
     if subject.own_shm {
         let shm = open_directory(&format!("/proc/{}/root/dev/shm", subject.init))?;
         tmpfs::capture(shm.as_fd(), SHM, cx.writer)?;

@@ -27,7 +27,7 @@ use crate::{
     builder::Builder,
     error::{Error, Result},
     image::Image,
-    resource::{ObjectId, tmpfs},
+    resource::{ObjectId, ipc, tmpfs},
     restart::PAGES_OBJECT,
 };
 
@@ -130,7 +130,9 @@ pub fn serve(socket: &OwnedFd) -> Result<()> {
         Err(e) => return reply(socket, Err(e)),
     };
     let mut builder = Builder::new(&image, streams.into_iter().zip(rest).collect());
-    let made = tmpfs::rebuild_shm(&image).and_then(|()| builder.make());
+    let made = ipc::rebuild(&image)
+        .and_then(|()| tmpfs::rebuild_shm(&image))
+        .and_then(|()| builder.make());
     reply(socket, made)?;
     while let Some((request, _)) = receive::<Request>(socket.as_fd())? {
         reply(socket, perform(request, &mut builder, &fds[1]))?;

@@ -23,6 +23,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod files;
 pub mod inotify;
+pub mod ipc;
 pub mod layer;
 pub mod lock;
 pub mod memfd;
@@ -139,6 +140,7 @@ descriptions! {
     pidfd::Pidfd,
     unix::Unix,
     tcp::Tcp,
+    ipc::Mqueue,
     regular::Regular,
     device::Device,
 }

@@ -28,6 +28,7 @@ pub mod layer;
 pub mod lock;
 pub mod memfd;
 pub mod mm;
+pub mod netlink;
 pub mod pidfd;
 pub mod pipe;
 pub mod process;
@@ -44,6 +45,7 @@ pub mod timerfd;
 pub mod tmpfs;
 pub mod tree;
 pub mod tty;
+pub mod udp;
 pub mod unix;
 
 /// Number of an open file description in the image.
@@ -140,6 +142,8 @@ descriptions! {
     pidfd::Pidfd,
     unix::Unix,
     tcp::Tcp,
+    udp::Udp,
+    netlink::Netlink,
     ipc::Mqueue,
     regular::Regular,
     device::Device,

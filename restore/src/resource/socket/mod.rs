@@ -6,8 +6,10 @@
 
 pub(crate) mod message;
 mod options;
+mod raw;
 
 pub use options::Options;
+pub(crate) use raw::Injector;
 
 use std::{
     net::SocketAddr,
@@ -112,4 +114,17 @@ pub(crate) fn bind_virtual(
     let real = local_address(fd)?;
     network.endpoints.bound(virt, real);
     Ok(real)
+}
+
+/// Takes a datagram socket's peer away (`AF_UNSPEC`, connect(2)).
+pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as u16,
+        sa_data: [0; 14],
+    };
+    // SAFETY: `nobody` is a sockaddr that outlives the call.
+    let r = unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, 16) };
+    intercept::sys::check(r.into())
+        .map(drop)
+        .map_err(|e| Error::kernel("connect AF_UNSPEC", "a socket", e))
 }

@@ -17,6 +17,7 @@
 mod fin;
 mod link;
 mod rebuild;
+mod release;
 mod repair;
 #[cfg(test)]
 mod tests;

@@ -12,17 +12,13 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use libc::{IPPROTO_IPV6, SOL_SOCKET};
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    sys::socket::{
-        AddressFamily, Backlog, Shutdown, SockType, SockaddrStorage, connect, listen, shutdown,
-    },
-};
+use libc::IPPROTO_IPV6;
+use nix::sys::socket::{AddressFamily, Backlog, SockType, SockaddrStorage, listen};
 
 use super::{
-    EndedBy, State, Tcp, fin,
+    EndedBy, State, Tcp,
     link::{Link, Links, pair_of},
+    release::begin_connect,
     repair::{self, Connection},
 };
 use crate::{
@@ -39,23 +35,23 @@ use crate::{
 };
 
 /// The two ends of a connection.
-type Ends = (SocketAddr, SocketAddr);
+pub(super) type Ends = (SocketAddr, SocketAddr);
 
 /// What the builder knows of the image's TCP sockets.
 #[derive(Default)]
-struct Sockets {
+pub(super) struct Sockets {
     loaded: bool,
     index: Vec<(ObjectId, Tcp)>,
-    links: Links,
+    pub(super) links: Links,
     /// Ends that were made with their far end and wait for their turn.
     made: HashMap<ObjectId, OwnedFd>,
     /// What each end shall be after its release, by the real ends.
-    plans: HashMap<Ends, Connection>,
+    pub(super) plans: HashMap<Ends, Connection>,
     /// Far ends of the builder's own, by the real ends of the near one.
-    ghosts: HashMap<Ends, OwnedFd>,
+    pub(super) ghosts: HashMap<Ends, OwnedFd>,
 }
 
-fn sockets<'b>(builder: &'b mut Builder<'_>) -> Result<&'b mut Sockets> {
+pub(super) fn sockets<'b>(builder: &'b mut Builder<'_>) -> Result<&'b mut Sockets> {
     if !builder.shared::<Sockets>().loaded {
         let index = builder.image.all::<Tcp>()?.into_iter().collect();
         let links = builder.image.all::<Links>()?.remove(&0).unwrap_or_default();
@@ -67,7 +63,7 @@ fn sockets<'b>(builder: &'b mut Builder<'_>) -> Result<&'b mut Sockets> {
 
 impl Sockets {
     /// The far end of a connection inside the pod.
-    fn far(&self, (local, remote): Ends) -> Option<(ObjectId, Tcp)> {
+    pub(super) fn far(&self, (local, remote): Ends) -> Option<(ObjectId, Tcp)> {
         let wanted = pair_of(remote, local);
         let is_it = |t: &Tcp| match &t.state {
             State::Connected(remote, _) => pair_of(t.local, *remote) == wanted,
@@ -77,7 +73,7 @@ impl Sockets {
     }
 }
 
-fn failed(what: &Ends) -> impl Fn(io::Error) -> Error {
+pub(super) fn failed(what: &Ends) -> impl Fn(io::Error) -> Error {
     let name = format!("the connection {} to {}", what.0, what.1);
     move |e| Error::kernel("rebuild", name.clone(), e)
 }
@@ -320,7 +316,7 @@ impl Tcp {
         }
     }
 
-    fn loopback(&self) -> SocketAddr {
+    pub(super) fn loopback(&self) -> SocketAddr {
         let only_v6 = self.options.int(IPPROTO_IPV6, libc::IPV6_V6ONLY) == Some(1);
         match (self.address_family(), only_v6) {
             (AddressFamily::Inet, _) => (Ipv4Addr::LOCALHOST, 0).into(),
@@ -330,153 +326,8 @@ impl Tcp {
     }
 }
 
-impl Tcp {
-    /// Releases a connection that needs no more than what is here, and finishes it.
-    fn join(
-        &self,
-        fd: BorrowedFd<'_>,
-        remote: SocketAddr,
-        connection: &Connection,
-        builder: &mut Builder<'_>,
-    ) -> Result<()> {
-        let ends = (self.local, remote);
-        match sockets(builder)?
-            .links
-            .of(ends.0, ends.1)
-            .unwrap_or(Link::Outside)
-        {
-            Link::Outside => return Ok(()),
-            Link::Inside => {
-                let Some((far_id, far)) = self.release_both(fd, &ends, builder)? else {
-                    return Ok(());
-                };
-                self.close_half(fd, connection, &ends)?;
-                if let State::Connected(_, theirs) = &far.state {
-                    far.close_half(builder.object(far_id)?, theirs, &ends)?;
-                }
-                far.options.apply_late(builder.object(far_id)?)?;
-            }
-            Link::Waiting => {
-                let real = builder.network.endpoints.real_for(remote);
-                handshake(fd, real, connection).map_err(failed(&ends))?;
-                self.close_half(fd, connection, &ends)?;
-            }
-            Link::Ghost if !sockets(builder)?.ghosts.contains_key(&real_ends(fd)?) => {
-                let plan = take_plan(fd, builder)?;
-                return self.settle_alone(fd, plan.as_ref().unwrap_or(connection), &ends);
-            }
-            Link::Ghost => {
-                let ghost = self.release_with_ghost(fd, &ends, builder)?;
-                self.close_half(fd, connection, &ends)?;
-                drop(ghost);
-            }
-            Link::Lost => {
-                let ghost = self.release_with_ghost(fd, &ends, builder)?;
-                if connection.fin_received {
-                    close_writing(ghost.as_fd(), &ends)?;
-                }
-                self.close_half(fd, connection, &ends)?;
-                reset(ghost, &ends)?;
-            }
-        }
-        self.options.apply_late(fd)
-    }
-
-    /// Releases an end whose far end is not ours.
-    fn settle_alone(&self, fd: BorrowedFd<'_>, own: &Connection, ends: &Ends) -> Result<()> {
-        release(fd, own, ends)?;
-        if own.fin_received {
-            let (local, remote) = real_ends(fd)?;
-            fin::deliver(fd, local, remote, own).map_err(failed(ends))?;
-        }
-        self.close_half(fd, own, ends)?;
-        self.options.apply_late(fd)
-    }
-
-    /// Releases both ends; the second to be asked finds it done.
-    fn release_both(
-        &self,
-        fd: BorrowedFd<'_>,
-        ends: &Ends,
-        builder: &mut Builder<'_>,
-    ) -> Result<Option<(ObjectId, Self)>> {
-        let Some(own) = take_plan(fd, builder)? else {
-            return Ok(None);
-        };
-        let missing = || Error::NoRecord {
-            kind: format!("TCP socket {}", ends.1),
-            id: 0,
-        };
-        let (far_id, far) = sockets(builder)?.far(*ends).ok_or_else(missing)?;
-        let far_fd = builder
-            .object(far_id)?
-            .try_clone_to_owned()
-            .map_err(failed(ends))?;
-        let theirs = take_plan(far_fd.as_fd(), builder)?.ok_or_else(missing)?;
-        release(fd, &own, ends)?;
-        release(far_fd.as_fd(), &theirs, ends)?;
-        Ok(Some((far_id, far)))
-    }
-
-    fn release_with_ghost(
-        &self,
-        fd: BorrowedFd<'_>,
-        ends: &Ends,
-        builder: &mut Builder<'_>,
-    ) -> Result<OwnedFd> {
-        let missing = || Error::NoRecord {
-            kind: format!("TCP socket {}", ends.1),
-            id: 0,
-        };
-        let ghost = sockets(builder)?
-            .ghosts
-            .remove(&real_ends(fd)?)
-            .ok_or_else(missing)?;
-        let own = take_plan(fd, builder)?.ok_or_else(missing)?;
-        release(ghost.as_fd(), &own.mirror(), ends)?;
-        release(fd, &own, ends)?;
-        Ok(ghost)
-    }
-
-    /// Says again that this end writes no more.
-    fn close_half(&self, fd: BorrowedFd<'_>, connection: &Connection, ends: &Ends) -> Result<()> {
-        match connection.fin_sent {
-            true => close_writing(fd, ends),
-            false => Ok(()),
-        }
-    }
-
-    /// Ends a connection the way the captured one had ended.
-    fn end(
-        &self,
-        fd: BorrowedFd<'_>,
-        error: Option<EndedBy>,
-        builder: &mut Builder<'_>,
-    ) -> Result<()> {
-        let ends = (self.local, self.loopback());
-        match error {
-            Some(EndedBy::Refused) => be_refused(fd, self.loopback()).map_err(failed(&ends))?,
-            Some(EndedBy::Reset) => reset(self.release_with_ghost(fd, &ends, builder)?, &ends)?,
-            None => {
-                let ghost = self.release_with_ghost(fd, &ends, builder)?;
-                close_writing(ghost.as_fd(), &ends)?;
-                close_writing(fd, &ends)?;
-            }
-        }
-        self.options.apply_late(fd)
-    }
-}
-
-fn real_ends(fd: BorrowedFd<'_>) -> Result<Ends> {
+pub(super) fn real_ends(fd: BorrowedFd<'_>) -> Result<Ends> {
     Ok((local_address(fd)?, remote_address(fd)?))
-}
-
-fn take_plan(fd: BorrowedFd<'_>, builder: &mut Builder<'_>) -> Result<Option<Connection>> {
-    // Whoever was reset or refused meanwhile has no far end any more, and no plan either.
-    let Ok(ends) = real_ends(fd) else {
-        return Ok(None);
-    };
-    Ok(sockets(builder)?.plans.remove(&ends))
 }
 
 /// Makes room for the queues and puts them in.
@@ -490,61 +341,4 @@ fn fill(
     let _receive = LargeBuffer::new(fd, Direction::Receive, incoming, incoming / 4096 + 1)?;
     let _send = LargeBuffer::new(fd, Direction::Send, outgoing, outgoing / 4096 + 1)?;
     connection.rebuild(fd, remote).map_err(failed(ends))
-}
-
-fn release(fd: BorrowedFd<'_>, connection: &Connection, ends: &Ends) -> Result<()> {
-    let outgoing = connection.outgoing.len();
-    let _send = LargeBuffer::new(fd, Direction::Send, outgoing, outgoing / 4096 + 1)?;
-    connection.release(fd).map_err(failed(ends))
-}
-
-fn close_writing(fd: BorrowedFd<'_>, ends: &Ends) -> Result<()> {
-    match shutdown(fd.as_raw_fd(), Shutdown::Write) {
-        // It was reset already: then there is nothing left to close.
-        Ok(()) | Err(nix::errno::Errno::ENOTCONN) => Ok(()),
-        Err(e) => Err(failed(ends)(e.into())),
-    }
-}
-
-/// Closes a far end of our own with a reset.
-fn reset(ghost: OwnedFd, ends: &Ends) -> Result<()> {
-    let at_once = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    intercept::sys::setsockopt(ghost.as_fd(), SOL_SOCKET, libc::SO_LINGER, &at_once)
-        .map_err(failed(ends))?;
-    drop(ghost);
-    Ok(())
-}
-
-/// Connects for real and sends again all that was ever sent.
-fn handshake(fd: BorrowedFd<'_>, remote: SocketAddr, connection: &Connection) -> io::Result<()> {
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(remote))?;
-    repair::send_all(fd, &connection.outgoing)
-}
-
-/// Begins to connect and does not wait.
-fn begin_connect(fd: BorrowedFd<'_>, remote: SocketAddr) -> io::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    let begun = connect(fd.as_raw_fd(), &SockaddrStorage::from(remote));
-    fcntl(fd, FcntlArg::F_SETFL(flags))?;
-    match begun {
-        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Connects to a port where nobody listens: the refusal then waits to be read.
-fn be_refused(fd: BorrowedFd<'_>, loopback: SocketAddr) -> io::Result<()> {
-    let family = if loopback.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
-    let deaf = new_socket(family, SockType::Stream).map_err(io::Error::other)?;
-    nix::sys::socket::bind(deaf.as_raw_fd(), &SockaddrStorage::from(loopback))?;
-    let to = local_address(deaf.as_fd()).map_err(io::Error::other)?;
-    begin_connect(fd, to)
 }

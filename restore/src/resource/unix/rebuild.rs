@@ -18,7 +18,10 @@ use super::{
 use crate::{
     builder::Builder,
     error::{Error, Result},
-    resource::{Description, ObjectId, Order, socket::new_socket},
+    resource::{
+        Description, ObjectId, Order,
+        socket::{disconnect, new_socket},
+    },
 };
 
 /// What the builder knows of the image's unix sockets.
@@ -388,17 +391,4 @@ fn accept(listener: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd> {
         .map_err(|e| Error::kernel("accept", name.to_string(), e))?;
     // SAFETY: the kernel has just returned this descriptor to us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Takes a datagram socket's peer away.
-fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
-    let nobody = libc::sockaddr {
-        sa_family: libc::AF_UNSPEC as u16,
-        sa_data: [0; 14],
-    };
-    // SAFETY: `nobody` is a sockaddr that outlives the call.
-    let r = unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, 16) };
-    intercept::sys::check(r.into())
-        .map(drop)
-        .map_err(|e| Error::kernel("connect AF_UNSPEC", "a unix socket", e))
 }

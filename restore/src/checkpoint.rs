@@ -15,6 +15,7 @@ use libc::pid_t;
 
 use crate::{
     capture::{Capture, Probe},
+    check::HALF_A_THREAD,
     error::{Error, Refusals, Result},
     freeze::{Frozen, OPTIONS, Process as FrozenProcess, Task},
     remote::{Batch, Results, Scope},
@@ -218,12 +219,7 @@ fn check_sharing(pid: pid_t, vpid: i32, cx: &mut Capture<'_>) {
     ] {
         if kcmp(pid, parent, what, 0, 0).is_ok_and(std::cmp::Ordering::is_eq) {
             let why = format!("it shares its {name} with its parent");
-            cx.refuse_process(
-                vpid,
-                "a process that is half a thread",
-                &why,
-                "end it before the checkpoint",
-            );
+            cx.refuse_process(vpid, HALF_A_THREAD, &why, "end it before the checkpoint");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod builder;
 pub mod capture;
+pub mod check;
 pub mod checkpoint;
 pub mod error;
 pub mod freeze;

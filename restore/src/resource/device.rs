@@ -2,7 +2,10 @@
 //!
 //! Last in the list of rooms, so that each gets its own reason and advice.
 
-use std::os::{fd::OwnedFd, unix::ffi::OsStrExt};
+use std::{
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,14 +125,19 @@ const REASONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Why what a link of /proc/PID/fd points to cannot be carried, and what to do; `None` for what is no device.
+pub(crate) fn reason(link: &Path) -> Option<(&'static str, &'static str)> {
+    let link = link.as_os_str().as_bytes();
+    let found = REASONS
+        .iter()
+        .find(|(prefix, ..)| link.starts_with(prefix.as_bytes()));
+    found.map(|(_, why, hint)| (*why, *hint))
+}
+
 impl Room for Device {
     fn capture(probe: &Probe, cx: &mut Capture<'_>) -> Result<Option<Self>> {
-        let link = probe.link.as_os_str().as_bytes();
-        let reason = REASONS
-            .iter()
-            .find(|(prefix, ..)| link.starts_with(prefix.as_bytes()));
-        if let Some((_, why, hint)) = reason {
-            cx.refuse(probe, *why, *hint);
+        if let Some((why, hint)) = reason(&probe.link) {
+            cx.refuse(probe, why, hint);
         }
         Ok(None)
     }

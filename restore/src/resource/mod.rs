@@ -129,6 +129,11 @@ macro_rules! descriptions {
     };
 }
 
+/// True when there is a room for this kind of description.
+pub(crate) fn has_room(kind: &str) -> bool {
+    ROOMS.iter().any(|(name, ..)| *name == kind)
+}
+
 descriptions! {
     tty::Tty,
     stream::Stream,

@@ -67,7 +67,7 @@ impl Room for Regular {
         let carried = match probe.file_type() {
             libc::S_IFREG => probe.link.is_absolute() && !probe.link.starts_with("/memfd:"),
             libc::S_IFDIR => true,
-            libc::S_IFCHR => PLAIN_DEVICES.contains(&device(probe)),
+            libc::S_IFCHR => is_plain_device(probe.stat.st_rdev),
             _ => false,
         };
         if !carried {
@@ -91,11 +91,10 @@ impl Room for Regular {
     }
 }
 
-fn device(probe: &Probe) -> (u64, u64) {
-    (
-        libc::major(probe.stat.st_rdev).into(),
-        libc::minor(probe.stat.st_rdev).into(),
-    )
+/// True for a device node that means the same on every host.
+pub(crate) fn is_plain_device(device: u64) -> bool {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    PLAIN_DEVICES.contains(&(major.into(), minor.into()))
 }
 
 fn strip_deleted(link: &Path) -> Vec<u8> {

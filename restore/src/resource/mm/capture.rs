@@ -109,23 +109,9 @@ fn layout(pid: i32, brk: u64) -> Result<Layout> {
     })
 }
 
-const UNCARRIED: [(&str, &str); 4] = [
-    ("ht", "it is in huge pages of hugetlbfs"),
-    ("pf", "it maps a device's memory"),
-    ("um", "userfaultfd watches it"),
-    ("uw", "userfaultfd write-protects it"),
-];
-
 fn to_vma(pid: i32, vpid: i32, raw: &RawVma, cx: &mut Capture<'_>) -> Result<Option<Vma>> {
-    let kernel = matches!(raw.name.as_str(), "[vdso]" | "[vvar]" | "[vvar_vclock]");
-    if let Some((_, why)) = UNCARRIED.iter().find(|(flag, _)| !kernel && raw.has(flag)) {
-        let what = format!("memory at {:#x} {}", raw.start, raw.name);
-        cx.refuse_process(
-            vpid,
-            what.trim_end(),
-            why,
-            "stop using it before the checkpoint",
-        );
+    if let Some(why) = raw.why_not() {
+        cx.refuse_process(vpid, &raw.shown(), why, super::HINT);
         return Ok(None);
     }
     let backing = backing(pid, vpid, raw, cx)?;

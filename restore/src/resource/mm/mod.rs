@@ -7,10 +7,12 @@
 
 mod capture;
 mod rebuild;
+mod uncarried;
 mod vma;
 
 pub use capture::{Parent, capture};
 pub use rebuild::{Inherited, rebuild};
+pub(crate) use uncarried::{HINT, uncarried};
 pub use vma::{Advice, Backing, Vma};
 
 use serde::{Deserialize, Serialize};

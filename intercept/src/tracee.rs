@@ -230,6 +230,14 @@ pub struct Stopped {
 }
 
 impl Stopped {
+    /// Takes up a task again that this thread left standing still: a step that failed half-way has lost
+    /// its handle. Every use says [`TraceError::Gone`] when it does not stand.
+    #[must_use]
+    pub fn again(tid: pid_t) -> Self {
+        let stop = Stop::Interrupt;
+        Self { tid, stop }
+    }
+
     /// The task.
     #[must_use]
     pub fn tid(&self) -> pid_t {

@@ -22,7 +22,20 @@ pub(crate) fn release(pod: &Pod, made: &Made) -> Result<()> {
     for link in &made.links {
         first = first.and(net::remove_link(link));
     }
-    first.and(remove_socket(pod))
+    first.and(remove_images(made)).and(remove_socket(pod))
+}
+
+/// Removes what a supervisor that was killed has written of images. They have a good name when whole.
+pub(crate) fn remove_images(made: &Made) -> Result<()> {
+    for image in &made.images {
+        match fs::remove_dir_all(image) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("remove {}", image.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn remove_socket(pod: &Pod) -> Result<()> {

@@ -69,7 +69,11 @@ impl Failure {
                     flat.hint = flat.hint.or_else(|| failure.hint.clone());
                     flat.code = failure.code;
                 }
-                None => flat.chain.push(cause.to_string()),
+                None => {
+                    flat.chain.push(cause.to_string());
+                    let advice = cause.downcast_ref::<restore::Error>().and_then(advice);
+                    flat.hint = flat.hint.or(advice.map(str::to_owned));
+                }
             }
         }
         flat.drop_echoes();
@@ -101,6 +105,39 @@ impl Failure {
         }
         // Nobody is left to tell when standard error is closed.
         let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+}
+
+/// What the user can do about a step of a checkpoint or a restart that failed.
+fn advice(error: &restore::Error) -> Option<&'static str> {
+    use restore::Error as E;
+    let errno = match error {
+        E::File { source, .. } | E::Kernel { source, .. } | E::Remote { source, .. } => {
+            source.raw_os_error()
+        }
+        E::Image { .. } | E::NoRecord { .. } => {
+            return Some(
+                "pod image verify tells whether it is whole: copy it again, or take it again",
+            );
+        }
+        E::NewerImage { .. } => {
+            return Some("use the version of pod that wrote it, or a newer one");
+        }
+        E::Builder(_) => {
+            return Some(
+                "this host lacks something that the pod uses: pod image ls shows its files",
+            );
+        }
+        _ => None,
+    };
+    match errno? {
+        libc::ENOSPC | libc::EDQUOT => Some("make room there, or choose another place"),
+        libc::EEXIST => Some("remove it first, or choose another name"),
+        libc::ENOENT => Some("see whether the path is right"),
+        libc::EACCES | libc::EPERM => Some("choose a place you may write, or run pod as its owner"),
+        libc::EROFS => Some("choose a place that is not read-only"),
+        libc::ENOMEM => Some("make memory free, or raise the limit of the program (ulimit -v)"),
+        _ => None,
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) enum Ask {
     CloseInput,
     /// What runs in the pod.
     Processes,
+    /// What the pod holds that cannot be carried.
+    Check,
     /// Write an image of the pod, and end it unless it is to go on.
     Checkpoint { image: PathBuf, leave_running: bool },
 }
@@ -55,6 +57,8 @@ pub(crate) enum Told {
     /// `Attach`: a descriptor is beside it if the pod has an input.
     Input,
     Processes(Vec<Process>),
+    /// `Check`.
+    Checked(restore::check::Report),
     /// `Checkpoint`: the image is on disk.
     Checkpointed(Checkpointed),
 }

@@ -11,6 +11,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
+use intercept::{
+    stub,
+    tracee::{Regs, Stopped},
+};
 use libc::pid_t;
 
 use crate::{
@@ -253,17 +257,64 @@ pub(crate) fn vdso_range(pid: pid_t) -> Result<(u64, u64)> {
 }
 
 /// Asks all threads of a process; the stub is there only meanwhile. Returns the program break too.
+///
+/// # Errors
+/// The step that failed; the threads are then as they were.
 fn ask(process: &mut FrozenProcess, numbers: &HashMap<pid_t, i32>) -> Result<(Asked, u64)> {
-    let (start, end) = vdso_range(process.pid)?;
+    let lent = process.threads.iter().map(Lent::of);
+    let lent = lent.collect::<Result<Vec<_>>>()?;
+    let asked = ask_all(process, numbers);
+    if asked.is_err() {
+        let leader = lent.first().map(|l| Stopped::again(l.tid));
+        let mut gate = leader.and_then(|l| find_gate(process.pid, &l).ok());
+        let back = lent.into_iter().filter_map(|l| l.take_back(gate.take()));
+        process.threads = back.collect();
+    }
+    asked
+}
+
+/// A thread as it was before it was lent to a scope.
+struct Lent {
+    tid: pid_t,
+    regs: Regs,
+    mask: u64,
+    stopped_by: Option<i32>,
+}
+
+impl Lent {
+    fn of(task: &Task) -> Result<Self> {
+        Ok(Self {
+            tid: task.stopped.tid(),
+            regs: task.stopped.regs()?,
+            mask: task.stopped.sigmask()?,
+            stopped_by: task.stopped_by,
+        })
+    }
+
+    /// The thread, put back; `None` when it died. With the address of a `syscall` instruction it
+    /// unmaps the stub first, if it is there.
+    fn take_back(self, gate: Option<u64>) -> Option<Task> {
+        let mut stopped = Stopped::again(self.tid);
+        if let Some(gate) = gate {
+            let args = [stub::ADDR, stub::LEN, 0, 0, 0, 0];
+            stopped = stopped.inject(gate, libc::SYS_munmap, args).ok()?.1;
+        }
+        stopped.set_regs(&self.regs).ok()?;
+        stopped.set_sigmask(self.mask).ok()?;
+        let stopped_by = self.stopped_by;
+        Some(Task {
+            stopped,
+            stopped_by,
+        })
+    }
+}
+
+fn ask_all(process: &mut FrozenProcess, numbers: &HashMap<pid_t, i32>) -> Result<(Asked, u64)> {
     let mut tasks = std::mem::take(&mut process.threads).into_iter();
     let Some(leader) = tasks.next() else {
         return Err(intercept::tracee::TraceError::Gone(process.pid).into());
     };
-    let why = || Error::Proc {
-        path: format!("/proc/{}/maps", process.pid).into(),
-        why: "its vDSO has no syscall instruction".into(),
-    };
-    let gate = leader.stopped.find_syscall(start, end)?.ok_or_else(why)?;
+    let gate = find_gate(process.pid, &leader.stopped)?;
     suspend_filters(&leader);
     let scope = Scope::map_stub(leader.stopped, gate)?;
     let (mut asked, brk, scope) = ask_leader(scope, process.pid, numbers)?;
@@ -283,6 +334,16 @@ fn ask(process: &mut FrozenProcess, numbers: &HashMap<pid_t, i32>) -> Result<(As
     });
     process.threads.extend(threads);
     Ok((asked, brk))
+}
+
+/// The address of a `syscall` instruction of the process: its vDSO has one.
+fn find_gate(pid: pid_t, leader: &Stopped) -> Result<u64> {
+    let (start, end) = vdso_range(pid)?;
+    let why = || Error::Proc {
+        path: format!("/proc/{pid}/maps").into(),
+        why: "its vDSO has no syscall instruction".into(),
+    };
+    leader.find_syscall(start, end)?.ok_or_else(why)
 }
 
 /// Our calls are not the program's: its filters do not see them where we may say so.

@@ -1,6 +1,7 @@
 //! The whole command line, defined once; completions and man pages are made from it. One file holds one
 //! group of commands; what a command does is in `cmd/`.
 
+mod check;
 mod control;
 mod files;
 mod image;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use check::Check;
 pub(crate) use control::{Kill, Remove, Stop};
 pub(crate) use files::{Copy, Place};
 pub(crate) use image::{Checkpoint, ImageCommand, OneImage, Restore};
@@ -103,6 +105,8 @@ pub(crate) enum Command {
     Checkpoint(Checkpoint),
     /// Wake a pod from an image
     Restore(Restore),
+    /// Tell what this host, or a running pod, cannot do
+    Check(Check),
     /// Look at an image
     #[command(subcommand)]
     Image(ImageCommand),

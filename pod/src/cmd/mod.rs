@@ -1,6 +1,7 @@
 //! What each command does, one file each. A command returns the exit code.
 
 mod attach;
+mod check;
 mod checkpoint;
 mod cp;
 mod diff;
@@ -53,6 +54,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
             checkpoint::checkpoint(&store.find(&arguments.pod)?, &arguments, globals.format)
         }
         Command::Restore(arguments) => restore::restore(&store, arguments),
+        Command::Check(arguments) => check::check(&store, &arguments, globals.format),
         Command::Image(command) => image::image(&command),
         Command::Diff(one) => diff::diff(&store.find(&one.pod)?, globals.format),
         Command::Cp(arguments) => cp::cp(&store, &arguments),

@@ -119,6 +119,9 @@ pub(crate) struct Made {
     pub(crate) cgroups: Vec<PathBuf>,
     /// Network devices on the host's side.
     pub(crate) links: Vec<String>,
+    /// Images that are being written, by their temporary names.
+    #[serde(default)]
+    pub(crate) images: Vec<PathBuf>,
 }
 
 /// Seconds since the epoch.

@@ -39,8 +39,12 @@ impl Supervised {
     /// Writes an image of the pod to `image`.
     pub(super) fn checkpoint(&self, image: PathBuf, leave_running: bool) -> Result<Checkpointed> {
         let job = self.checkpoint_job(image, leave_running)?;
+        self.check_fit()?;
         let _still = self.pause_names()?;
+        let temporary = Writer::temporary(&job.image);
+        self.change(|state| state.made.images.push(temporary.clone()))?;
         let done = self.tracer()?.run(move |_| take(&job));
+        self.change(|state| state.made.images.retain(|image| *image != temporary))?;
         let done = done.context("the tracer thread is gone")??;
         if !leave_running {
             self.raise(Event::Checkpointed);

@@ -70,7 +70,9 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
     if !is_live(phase) {
         return Err(Failure::new("the supervisor died while the pod was being started").into());
     }
-    supervised.change(|_| ())
+    let made = supervised.facts().state.made.clone();
+    crate::cleanup::remove_images(&made)?;
+    supervised.change(|state| state.made.images.clear())
 }
 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {

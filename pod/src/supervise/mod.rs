@@ -13,6 +13,7 @@
 //! Plain threads, one conversation each. What must survive the supervisor lies with the holder
 //! (descriptors) and in `state.json` (facts); a new supervisor takes both over and goes on.
 
+mod check;
 mod checkpoint;
 mod client;
 mod end;

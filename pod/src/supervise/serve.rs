@@ -126,6 +126,7 @@ impl Supervised {
             Ask::Attach => self.attach(),
             Ask::CloseInput => self.close_input(),
             Ask::Processes => told(Told::Processes(self.processes()?)),
+            Ask::Check => told(Told::Checked(self.check()?)),
             Ask::Checkpoint {
                 image,
                 leave_running,

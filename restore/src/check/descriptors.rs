@@ -25,7 +25,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn of(pid: i32, fd: i32) -> io::Result<Self> {
+    pub(super) fn of(pid: i32, fd: i32) -> io::Result<Self> {
         let path = format!("/proc/{pid}/fd/{fd}");
         let stat = fs::metadata(&path)?;
         let link = fs::read_link(&path)?;
@@ -81,10 +81,7 @@ pub(super) fn room(seen: &Seen, socket: Option<&OwnedFd>) -> Result<&'static str
     let kind = match seen.mode & libc::S_IFMT {
         _ if seen.begins("anon_inode:") => anonymous(seen),
         libc::S_IFREG if seen.begins("/memfd:") => Some("memfd"),
-        libc::S_IFREG if seen.begins("/secretmem") => {
-            let why = "secret memory cannot be read from outside";
-            return Err(Reason::new(why, "run the program without memfd_secret"));
-        }
+        libc::S_IFREG if seen.begins(device::SECRET) => None,
         libc::S_IFREG | libc::S_IFDIR => seen.link.is_absolute().then_some("regular"),
         libc::S_IFCHR => character(seen.rdev),
         libc::S_IFIFO => Some("pipe"),

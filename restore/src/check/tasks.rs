@@ -35,7 +35,7 @@ impl Status {
     }
 }
 
-/// The state letter of a process; `None` when it is gone.
+/// The state letter of a task; `None` when it is gone.
 pub(super) fn state(pid: pid_t) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
@@ -133,8 +133,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 fn stuck(pid: pid_t, tid: pid_t) -> Option<Reason> {
     let begun = Instant::now();
     let task = format!("/proc/{pid}/task/{tid}");
-    let waits = || fs::read_to_string(format!("{task}/stat")).is_ok_and(|s| s.contains(") D "));
-    while waits() && !in_vfork(pid, tid) {
+    while state(tid) == Some('D') && !in_vfork(pid, tid) {
         if begun.elapsed() > PATIENCE {
             let place = fs::read_to_string(format!("{task}/wchan")).unwrap_or_default();
             let why = format!("it is in an uninterruptible wait ({})", place.trim());
@@ -174,7 +173,13 @@ fn check_namespaces(process: Looked, init: pid_t, report: &mut Report) {
         Some((stat.dev(), stat.ino()))
     };
     for kind in NAMESPACES {
-        let (own, pods) = (of(process.real, kind), of(init, kind));
+        // Init itself stays in the time namespace in which it made the pod's.
+        let inherited = if kind == "time" {
+            "time_for_children"
+        } else {
+            kind
+        };
+        let (own, pods) = (of(process.real, kind), of(init, inherited));
         if own.is_some() && pods.is_some() && own != pods {
             let why = "namespaces that a program made for itself have no room";
             let reason = Reason::new(why, "run the program without its own containers or sandbox");

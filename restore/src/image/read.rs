@@ -9,8 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Envelope, FORMAT, HEADER, Header, PAGES, RECORDS, Record, write::sum_file};
+use super::{Envelope, FORMAT, FileSum, HEADER, Header, PAGES, RECORDS, Record, write::sum_file};
 use crate::error::{Error, Result};
+
+const DAMAGED: &str = "its contents differ from the header's hash";
 
 /// No header is longer than this, in bytes.
 const HEADER_MAX: u64 = 1 << 20;
@@ -25,7 +27,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens an image: its header, the lengths of its files and all its envelopes.
+    /// Opens an image: its header, the lengths of its files and all its envelopes, whose hash must be
+    /// right. The other files are proven by [`Image::verify`].
     ///
     /// # Errors
     /// [`Error::Image`] for what is no image or is truncated, [`Error::NewerImage`] for a newer format.
@@ -34,7 +37,7 @@ impl Image {
         for (name, sum) in &header.files {
             check_length(path, name, sum.len)?;
         }
-        let records = read_records(path)?;
+        let records = read_records(path, &header.files[RECORDS])?;
         let pages =
             File::open(path.join(PAGES)).map_err(|e| Error::file("open", path.join(PAGES), e))?;
         let unread = RefCell::new(records.keys().map(|(kind, _)| kind.clone()).collect());
@@ -153,10 +156,7 @@ impl Image {
             let path = self.path.join(name);
             let found = sum_file(&path).map_err(|e| Error::file("read", &path, e))?;
             if found != *sum {
-                return Err(Error::Image {
-                    path,
-                    why: "its contents differ from the header's hash".into(),
-                });
+                return Err(bad(&path, DAMAGED));
             }
         }
         Ok(())
@@ -229,9 +229,12 @@ fn check_length(path: &Path, name: &str, len: u64) -> Result<()> {
     Ok(())
 }
 
-fn read_records(path: &Path) -> Result<BTreeMap<(String, u32), Envelope>> {
+fn read_records(path: &Path, sum: &FileSum) -> Result<BTreeMap<(String, u32), Envelope>> {
     let file = path.join(RECORDS);
     let bytes = std::fs::read(&file).map_err(|e| Error::file("read", &file, e))?;
+    if blake3::hash(&bytes).to_hex().as_str() != sum.blake3 {
+        return Err(bad(&file, DAMAGED));
+    }
     let (mut rest, mut records) = (&bytes[..], BTreeMap::new());
     while !rest.is_empty() {
         let envelope: Envelope = ciborium::from_reader(&mut rest)

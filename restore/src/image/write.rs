@@ -83,8 +83,7 @@ impl Writer {
             let taken = std::io::Error::from_raw_os_error(libc::EEXIST);
             return Err(Error::file("create image", target, taken));
         }
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = target.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let path = Self::temporary(target);
         let made = fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|e| Error::file("create image", &path, e))?;
         let temporary = Temporary { path, kept: false };
@@ -97,6 +96,14 @@ impl Writer {
             pages,
             others: BTreeMap::new(),
         })
+    }
+
+    /// The temporary name under which this process writes the image `target`: what to remove when the
+    /// process was killed.
+    #[must_use]
+    pub fn temporary(target: &Path) -> PathBuf {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        target.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
     }
 
     /// Where the image is being written; further files go here and are then named to [`Writer::add_file`].

@@ -26,6 +26,9 @@ impl Record for Device {
     const VERSION: u16 = 1;
 }
 
+/// The link of memfd_secret(2).
+pub(crate) const SECRET: &str = "/secretmem (deleted)";
+
 /// (beginning of the link, why, what to do).
 const REASONS: &[(&str, &str, &str)] = &[
     (
@@ -107,6 +110,11 @@ const REASONS: &[(&str, &str, &str)] = &[
         "anon_inode:[fscontext]",
         "a mount under way cannot be carried",
         "retry when the mount is done",
+    ),
+    (
+        SECRET,
+        "secret memory cannot be read from outside",
+        "run the program without memfd_secret",
     ),
     (
         "/sys/",

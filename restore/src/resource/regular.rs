@@ -65,7 +65,10 @@ const PLAIN_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 impl Room for Regular {
     fn capture(probe: &Probe, cx: &mut Capture<'_>) -> Result<Option<Self>> {
         let carried = match probe.file_type() {
-            libc::S_IFREG => probe.link.is_absolute() && !probe.link.starts_with("/memfd:"),
+            libc::S_IFREG => {
+                let absolute = probe.link.is_absolute() && !probe.link.starts_with("/memfd:");
+                absolute && probe.link.as_os_str() != super::device::SECRET
+            }
             libc::S_IFDIR => true,
             libc::S_IFCHR => is_plain_device(probe.stat.st_rdev),
             _ => false,

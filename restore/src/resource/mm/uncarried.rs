@@ -16,13 +16,10 @@ const FLAGS: [(&str, &str); 5] = [
 ];
 
 /// By the beginning of the name.
-const NAMES: [(&str, &str); 2] = [
-    (
-        "/[aio]",
-        "requests of asynchronous input and output (io_setup) are under way in the kernel",
-    ),
-    ("/secretmem", "secret memory cannot be read from outside"),
-];
+const AIO: (&str, &str) = (
+    "/[aio]",
+    "requests of asynchronous input and output (io_setup) are under way in the kernel",
+);
 
 impl RawVma {
     /// Why it cannot be carried; `None` when it can.
@@ -31,14 +28,15 @@ impl RawVma {
             return None;
         }
         let by_flag = FLAGS.iter().find(|(flag, _)| self.has(flag));
-        let by_name = || NAMES.iter().find(|(name, _)| self.name.starts_with(name));
-        let found = by_flag.or_else(by_name).map(|(_, why)| *why);
-        found.or_else(|| {
-            self.name
-                .starts_with("anon_inode:")
-                .then(|| device::reason(self.name.as_ref()))?
-                .map(|(why, _)| why)
-        })
+        if let Some((_, why)) = by_flag {
+            return Some(why);
+        }
+        if self.name.starts_with(AIO.0) {
+            return Some(AIO.1);
+        }
+        let object = self.name.starts_with("anon_inode:") || self.name == device::SECRET;
+        let reason = object.then(|| device::reason(self.name.as_ref()));
+        reason.flatten().map(|(why, _)| why)
     }
 
     /// How messages name it.

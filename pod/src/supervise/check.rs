@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use restore::check::{self, Report};
-use restore::checkpoint::{KernelPids, Subject};
+use restore::checkpoint::Subject;
 
 use super::Supervised;
 use crate::failure::Failure;
@@ -15,6 +15,7 @@ const NAMED: usize = 8;
 impl Supervised {
     /// Looks at the running pod.
     pub(super) fn check(&self) -> Result<Report> {
+        let held_by = self.held_by()?;
         let facts = self.facts();
         let phase = facts.state.phase;
         anyhow::ensure!(
@@ -33,7 +34,7 @@ impl Supervised {
         drop(facts);
         let subject = Subject {
             init,
-            pids: &KernelPids,
+            pids: &held_by,
             streams,
             own_shm: true,
         };

@@ -51,7 +51,7 @@ pub(super) fn dress<'p>(
     files::rebuild(&alive.slots, &mut puppet, site)?;
     directories(alive, &mut puppet, site)?;
     if let Some(session) = plan.terminals.get(&pid) {
-        take_terminal(session, &mut puppet, site)?;
+        name_foreground(session, &mut puppet, site)?;
     }
     let real = puppet.task()?.tid();
     set_limits(real, &alive.limits)?;
@@ -115,12 +115,14 @@ fn directories(alive: &Alive, puppet: &mut Puppet, site: &mut dyn Site) -> Resul
     puppet.run(batch).map(drop)
 }
 
-/// A session's leader takes its terminal; the groups exist by now.
-fn take_terminal(session: &tty::Session, puppet: &mut Puppet, site: &mut dyn Site) -> Result<()> {
+/// A session's leader, which has its terminal, says who is in the foreground; the groups exist by now.
+fn name_foreground(session: &tty::Session, puppet: &mut Puppet, site: &mut dyn Site) -> Result<()> {
+    let Some(group) = session.foreground else {
+        return Ok(());
+    };
     let held = puppet.fetch(&[session.terminal], site)?;
-    let foreground = session.foreground.map(|group| site.inner_pid(group));
     let mut batch = Batch::new();
-    tty::Session::claim(held[0], foreground, &mut batch);
+    tty::Session::bring_to_front(held[0], site.inner_pid(group), &mut batch);
     puppet.run(batch).map(drop)
 }
 

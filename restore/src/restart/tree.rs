@@ -5,7 +5,7 @@
 //! ```text
 //! process P:  memory filled
 //!             ├─ children that are in the session P was born into (P was no leader then)
-//!             ├─ setsid, if P leads its session
+//!             ├─ setsid, if P leads its session; its terminal, which children inherit
 //!             ├─ its other children, with P's memory shared copy-on-write
 //!             └─ orphans of its session: born of a helper that ends, so that init adopts them
 //! ```
@@ -26,6 +26,7 @@ use crate::{
     resource::{
         mm::{self, Inherited},
         process::{Process, State},
+        tty,
     },
 };
 
@@ -127,6 +128,7 @@ impl Maker<'_> {
         }
         if process.place.session == pid {
             call(&mut puppet, "setsid", libc::SYS_setsid, &[])?;
+            self.take_terminal(pid, &mut puppet)?;
         }
         for child in late {
             self.bear(&mut puppet, pid, child)?;
@@ -134,6 +136,16 @@ impl Maker<'_> {
         self.bear_orphans(&mut puppet, pid)?;
         self.made.puppets.insert(pid, puppet);
         Ok(())
+    }
+
+    fn take_terminal(&mut self, session: i32, leader: &mut Puppet) -> Result<()> {
+        let Some(terminal) = self.plan.terminals.get(&session) else {
+            return Ok(());
+        };
+        let held = leader.fetch(&[terminal.terminal], self.site)?;
+        let mut batch = Batch::new();
+        tty::Session::claim(held[0], &mut batch);
+        leader.run(batch).map(drop)
     }
 
     fn bear(&mut self, parent: &mut Puppet, parent_pid: i32, child: &Process) -> Result<()> {

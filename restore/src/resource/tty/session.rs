@@ -60,24 +60,20 @@ impl Session {
         )
     }
 
-    /// Lets a session leader take its terminal: `fd` is the description in it, `foreground` the
-    /// group as the task sees it, which exists by now. Job-control signals must be blocked.
-    pub fn claim(fd: i32, foreground: Option<i32>, batch: &mut Batch) {
-        let fd = fd as u64;
-        batch.call(
-            "ioctl TIOCSCTTY",
-            libc::SYS_ioctl,
-            &[fd, libc::TIOCSCTTY, 0],
-        );
-        if let Some(group) = foreground {
-            let group = batch.bytes(&group.to_ne_bytes());
-            // A group whose members have all ended cannot be in the foreground again.
-            batch.try_call(
-                "ioctl TIOCSPGRP",
-                libc::SYS_ioctl,
-                &[fd, libc::TIOCSPGRP, group],
-            );
-        }
+    /// Lets a session leader take its terminal, of which `fd` is a description in it: before
+    /// its children are born, because they inherit it.
+    pub fn claim(fd: i32, batch: &mut Batch) {
+        let args = [fd as u64, libc::TIOCSCTTY, 0];
+        batch.call("ioctl TIOCSCTTY", libc::SYS_ioctl, &args);
+    }
+
+    /// Lets the leader name the foreground group, as the task sees it, when all groups exist.
+    /// Job-control signals must be blocked.
+    pub fn bring_to_front(fd: i32, group: i32, batch: &mut Batch) {
+        let group = batch.bytes(&group.to_ne_bytes());
+        let args = [fd as u64, libc::TIOCSPGRP, group];
+        // A group whose members have all ended cannot be in the foreground again.
+        batch.try_call("ioctl TIOCSPGRP", libc::SYS_ioctl, &args);
     }
 }
 

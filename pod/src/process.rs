@@ -33,15 +33,6 @@ fn children(pid: i32) -> Vec<i32> {
     children
 }
 
-/// A process's pid in its innermost pid namespace (`NSpid` of proc_pid_status(5)).
-pub(crate) fn innermost_pid(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
-}
-
 /// A process's command line, or its name in brackets when it has none.
 pub(crate) fn command_line(pid: i32) -> String {
     let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -105,6 +105,9 @@ impl Pids {
         }
         let start = stat(real).map_or(0, |s| s.start);
         self.taken.insert(virt);
+        if virt >= self.next {
+            self.next = self.after(virt);
+        }
         if let Some(old) = self.real.insert(virt, Binding { real, start })
             && old.real != real
         {

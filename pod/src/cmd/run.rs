@@ -12,8 +12,7 @@ use crate::cli::{Files, Run};
 use crate::failure::{Failure, Hinted};
 use crate::messages::{Ask, Told};
 use crate::store::{
-    Base, CONFIG_VERSION, Config, NamesChoice, Net, Phase, Pod, State, Store, check_name, now,
-    random_hex,
+    Base, CONFIG_VERSION, Config, Net, Phase, Pod, State, Store, check_name, now, random_hex,
 };
 use crate::supervise::Client;
 use crate::{cleanup, holder, output, terminal};
@@ -93,7 +92,7 @@ fn configure(arguments: Run) -> Result<Config> {
     let id = random_hex(6)?;
     let name = arguments.name.unwrap_or_else(|| format!("pod-{id}"));
     check_name(&name)?;
-    refuse_unsupported(arguments.names, arguments.net.as_ref())?;
+    refuse_unsupported(arguments.net.as_ref())?;
     let base = base(arguments.fs, arguments.rootfs)?;
     let cwd = match (arguments.workdir, &base) {
         (Some(directory), _) => directory,
@@ -134,13 +133,7 @@ fn configure(arguments: Run) -> Result<Config> {
     })
 }
 
-fn refuse_unsupported(names: NamesChoice, net: Option<&Net>) -> Result<(), Failure> {
-    if names == NamesChoice::Notify {
-        return Err(
-            Failure::new("--names notify is not available in this build")
-                .hint("use --names kernel"),
-        );
-    }
+fn refuse_unsupported(net: Option<&Net>) -> Result<(), Failure> {
     match net {
         Some(net @ (Net::Private | Net::Own(_))) => Err(Failure::new(format!(
             "--net {net} is not available in this build"

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::init_link::InitLink;
-use super::{Event, Supervised};
+use super::{Event, Supervised, names};
 use crate::cleanup;
 use crate::failure::Failure;
 use crate::messages::ToInit;
@@ -26,6 +26,7 @@ pub(super) fn end(supervised: &Supervised, ending: Ending) -> Result<()> {
     if let Some(init) = init {
         end_init(&init)?;
     }
+    names::clean(supervised);
     let made = supervised.facts().state.made.clone();
     let released = cleanup::release(&supervised.pod, &made);
     let finished = supervised.holder.finish();

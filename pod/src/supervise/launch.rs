@@ -118,6 +118,7 @@ fn spawn_main(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let Answer::Spawned { vpid } = answer else {
         return Err(Failure::new("init gave an answer to another question").into());
     };
+    let vpid = supervised.held_by()?.of_init(vpid);
     supervised.change(|state| {
         state.phase = Phase::Running;
         state.main = Some(vpid);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use intercept::engine::{Engine, Shared, Trusted};
@@ -22,6 +22,9 @@ use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::ToInit;
 use crate::store::{Config, NamesChoice, Net};
+
+/// Init's number in the pod.
+const INIT: i32 = 1;
 
 /// What enforces the names of one running pod.
 pub(super) struct Names {
@@ -97,6 +100,7 @@ pub(super) fn serve(supervised: &Supervised, listener: Option<OwnedFd>) -> Resul
     let trusted = Trusted::default();
     if let Some(init) = supervised.facts().state.init {
         trusted.insert(init);
+        lock(&tables).pids.bind(INIT, init);
     }
     let start = |fd| Engine::start(fd, Arc::clone(&tables), trusted.clone(), tracer.clone());
     let engine = listener
@@ -138,11 +142,16 @@ impl Supervised {
             .hint("try again when the child has started its program")
             .into())
     }
+}
 
-    /// Processes of ours in the pod, whose calls pass untouched.
-    pub(super) fn trusted(&self) -> Trusted {
-        let names = self.names.get();
-        names.map_or_else(Trusted::default, |names| names.trusted.clone())
+fn lock(tables: &Shared) -> MutexGuard<'_, Tables> {
+    tables.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what the pod leaves in tables of the kernel's that it shared with its host.
+pub(super) fn clean(supervised: &Supervised) {
+    if let Some(names) = supervised.names.get() {
+        lock(&names.tables).ipc.remove_all();
     }
 }
 
@@ -154,6 +163,10 @@ fn tables(config: &Config) -> Result<Tables> {
         .map(|pod| pod.names)
         .unwrap_or_default();
     tables.plan = plan(config);
+    if tables.hosts.node.is_empty() {
+        tables.hosts.node = config.hostname.clone().into_bytes();
+        tables.hosts.domain = b"(none)".to_vec();
+    }
     for published in &config.publish {
         tables.endpoints.publish(published.pod, published.host);
     }

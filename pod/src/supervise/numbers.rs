@@ -73,6 +73,22 @@ impl HeldBy {
         }
     }
 
+    /// The pod's number for a task by init's (init's calls are not translated).
+    pub(super) fn of_init(&self, told: i32) -> i32 {
+        match self.backing {
+            Backing::Kernel => told,
+            Backing::Notify => self.with(|pids| pids.virt_or_new(told)),
+        }
+    }
+
+    /// Init's number for a task of the pod; `None` when a table holds the numbers and has none such.
+    pub(super) fn for_init(&self, virtual_pid: i32) -> Option<i32> {
+        match self.backing {
+            Backing::Kernel => Some(virtual_pid),
+            Backing::Notify => self.with(|pids| pids.real(virtual_pid)),
+        }
+    }
+
     /// Numbers that stand for another here, by virtual number.
     pub(super) fn differing(&self) -> HashMap<i32, i32> {
         match self.backing {

@@ -14,13 +14,14 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
     socket, sockopt,
 };
+use restore::checkpoint::Pids;
 
 use super::init_link::InitLink;
 use super::{Supervised, is_live};
 use crate::cgroup;
 use crate::failure::Failure;
 use crate::messages::{Answer, Ask, Outcome, Process, Program, ToInit, Told};
-use crate::process::{command_line, descendants, innermost_pid};
+use crate::process::{command_line, descendants};
 use crate::store::{Phase, State};
 use crate::wire::Wire;
 
@@ -201,6 +202,10 @@ impl Supervised {
 
     fn kill(&self, signal: i32, vpid: Option<i32>) -> Reply {
         let vpid = vpid.map_or_else(|| self.main(), Ok)?;
+        let vpid = self
+            .held_by()?
+            .for_init(vpid)
+            .ok_or_else(|| Failure::new(format!("no process {vpid} in the pod")))?;
         self.init()?.order(ToInit::Kill { vpid, signal }, &[])?;
         told(Told::Done)
     }
@@ -289,6 +294,7 @@ impl Supervised {
         let Answer::Spawned { vpid } = answer else {
             return Err(Failure::new("init gave an answer to another question").into());
         };
+        let vpid = self.held_by()?.of_init(vpid);
         // Without a listener the program goes on, as it would when a terminal is closed.
         let _ = reply(
             wire,
@@ -317,9 +323,10 @@ impl Supervised {
 
     fn processes(&self) -> Result<Vec<Process>> {
         let init = self.facts().state.init.context("the pod has no init")?;
+        let held_by = self.held_by()?;
         let process = |pid| {
             Some(Process {
-                vpid: innermost_pid(pid)?,
+                vpid: held_by.virtual_of(pid)?,
                 pid,
                 command: command_line(pid),
             })

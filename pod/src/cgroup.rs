@@ -36,9 +36,11 @@ struct Hierarchies {
 }
 
 /// Decides where a pod's groups go. Fails when a limit is asked for that nobody here can hold.
-pub(crate) fn plan(config: &Config) -> Result<Plan> {
+pub(crate) fn plan(root: &Path, config: &Config) -> Result<Plan> {
     let hierarchies = Hierarchies::read()?;
-    let name = format!("pod-{}", config.id);
+    // The pod may arrive from another root of this machine while it still stands there.
+    let root = blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex();
+    let name = format!("pod-{}-{}", config.id, &root[..6]);
     let mut plan = Plan::default();
     if let Some(unified) = hierarchies.usable_unified() {
         plan.directories.push(unified.join(&name));

@@ -49,6 +49,18 @@ impl Failure {
         self
     }
 
+    /// Puts a cause behind all others.
+    pub(crate) fn because(mut self, cause: impl Into<String>) -> Self {
+        self.chain.push(cause.into());
+        self
+    }
+
+    /// Puts what failed in front: what was said so far is its cause.
+    pub(crate) fn because_of(mut self, what: impl Into<String>) -> Self {
+        self.chain.insert(0, what.into());
+        self
+    }
+
     /// Sets the exit code.
     pub(crate) fn code(mut self, code: u8) -> Self {
         self.code = code;

@@ -7,6 +7,7 @@
 //!                                 holder
 //! ```
 
+mod agent;
 mod cgroup;
 mod cleanup;
 mod cli;

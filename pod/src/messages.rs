@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::migrate::authority::Verdict;
+use crate::migrate::message::Needs;
+use crate::migrate::report::{Progress, Report};
 use crate::store::{Exit, Volume};
 
 /// The outcome of a request.
@@ -42,6 +45,35 @@ pub(crate) enum Ask {
     Check,
     /// Write an image of the pod, and end it unless it is to go on.
     Checkpoint { image: PathBuf, leave_running: bool },
+    /// Move the pod. `Progress` comes until it is over, then `Migrated` or `Undecided`. Descriptors: the
+    /// connection to the destination, see [`Channel`].
+    Migrate {
+        to: String,
+        mode: String,
+        channel: Channel,
+        /// Trouble on demand (`migrate::fault`).
+        faults: String,
+    },
+    /// Ask how a move ended whose outcome is unknown. Descriptors: a connection to the destination, if any.
+    Resolve { channel: Option<Channel> },
+    /// What the pod needs of a host, and what it holds that cannot be carried.
+    Needs,
+    /// A pod that has arrived: wait until it is rebuilt and held. Who asks decides about it with `Go` or
+    /// `Vanish`; when he hangs up before, the journal of the move does.
+    Guard,
+    /// Let the pod that arrived run.
+    Go,
+    /// Remove it.
+    Vanish,
+}
+
+/// How the descriptors of a connection are to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Channel {
+    /// Two: to read from, to write to.
+    Plain,
+    /// One socket, with TLS on it.
+    Tls,
 }
 
 /// From the supervisor to the command line.
@@ -61,6 +93,15 @@ pub(crate) enum Told {
     Checked(restore::check::Report),
     /// `Checkpoint`: the image is on disk.
     Checkpointed(Checkpointed),
+    /// `Migrate`: it goes on.
+    Progress(Progress),
+    /// `Migrate`: the pod lives at the destination.
+    Migrated(Box<Report>),
+    /// `Migrate`, `Resolve`: the outcome is unknown, the pod stays frozen.
+    Undecided(Failure),
+    /// `Resolve`: the outcome; nothing was open if there is none.
+    Resolved(Option<Verdict>),
+    Needs(Box<Needs>),
 }
 
 /// What a checkpoint came to.

@@ -369,6 +369,18 @@ impl Frozen {
         kill_traced(&pids);
     }
 
+    /// Has the kernel kill every task when this process dies, instead of letting it go on.
+    ///
+    /// # Errors
+    /// A task that died meanwhile.
+    pub fn die_with_us(&mut self) -> Result<()> {
+        for task in self.processes.iter().flat_map(|p| &p.threads) {
+            task.stopped
+                .set_options(OPTIONS | libc::PTRACE_O_EXITKILL)?;
+        }
+        Ok(())
+    }
+
     /// How many threads stand still.
     #[must_use]
     pub fn threads(&self) -> usize {

@@ -1,5 +1,5 @@
-//! The processes around a pod. They are started by this program only, with a socket or a lock at a fixed
-//! descriptor.
+//! The processes around a pod, started by this program only, with a socket or a lock at a fixed descriptor;
+//! and those of the agent, with a connection on standard input and output.
 
 use clap::Subcommand;
 
@@ -12,4 +12,10 @@ pub(crate) enum Internal {
     Supervise { id: String },
     #[command(hide = true)]
     Init,
+    #[command(hide = true)]
+    AgentWorker,
+    #[command(hide = true)]
+    AgentWorkerTls,
+    #[command(hide = true)]
+    NameServer,
 }

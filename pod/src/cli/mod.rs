@@ -8,6 +8,7 @@ mod image;
 mod inside;
 mod internal;
 mod look;
+mod moving;
 mod run;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub(crate) use image::{Checkpoint, ImageCommand, OneImage, Restore};
 pub(crate) use inside::Exec;
 pub(crate) use internal::Internal;
 pub(crate) use look::{List, Logs};
+pub(crate) use moving::{Agent, AgentCommand, Migrate, OnLost};
 pub(crate) use run::{Files, Run};
 
 /// Run any Linux program in a private world of names, and move it between hosts.
@@ -116,6 +118,10 @@ pub(crate) enum Command {
     Diff(One),
     /// Copy files between a pod and here
     Cp(Copy),
+    /// Move a pod to another host
+    Migrate(Migrate),
+    /// Serve other hosts: their pods arrive here, names are published
+    Agent(Agent),
     /// The processes around a pod
     #[command(flatten)]
     Internal(Internal),

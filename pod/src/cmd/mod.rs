@@ -1,5 +1,6 @@
 //! What each command does, one file each. A command returns the exit code.
 
+mod agent;
 mod attach;
 mod check;
 mod checkpoint;
@@ -11,6 +12,7 @@ mod image;
 mod inspect;
 mod kill;
 mod logs;
+mod migrate;
 mod pause;
 mod ps;
 mod restore;
@@ -25,7 +27,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use crate::agent::{name_server, worker};
 use crate::cli::{Cli, Command, Globals, Internal};
+use crate::messages::Channel;
 use crate::store::{Pod, Store};
 use crate::{holder, init, supervise};
 
@@ -58,6 +62,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::Image(command) => image::image(&command),
         Command::Diff(one) => diff::diff(&store.find(&one.pod)?, globals.format),
         Command::Cp(arguments) => cp::cp(&store, &arguments),
+        Command::Migrate(arguments) => migrate::migrate(&store, &arguments, globals.format),
+        Command::Agent(arguments) => agent::agent(&store, &arguments),
         Command::Internal(_) => Ok(0),
     }
 }
@@ -83,6 +89,15 @@ fn usual_root() -> Result<PathBuf> {
 }
 
 fn internal(internal: Internal, globals: &Globals) -> Result<()> {
+    match internal {
+        Internal::AgentWorker => worker::serve(&open_store(globals)?, Channel::Plain),
+        Internal::AgentWorkerTls => worker::serve(&open_store(globals)?, Channel::Tls),
+        Internal::NameServer => name_server::run(open_store(globals)?.root()),
+        around_a_pod => around(around_a_pod, globals),
+    }
+}
+
+fn around(internal: Internal, globals: &Globals) -> Result<()> {
     // SAFETY: who starts these roles hands them this descriptor, and nobody else in this process uses it.
     let handed = unsafe { OwnedFd::from_raw_fd(holder::HANDED) };
     nix::fcntl::fcntl(
@@ -108,6 +123,7 @@ fn internal(internal: Internal, globals: &Globals) -> Result<()> {
             supervise::run(store, pod, handed.into())
         }
         Internal::Init => init::run(handed.into()),
+        Internal::AgentWorker | Internal::AgentWorkerTls | Internal::NameServer => Ok(()),
     }
 }
 

@@ -46,6 +46,18 @@ pub(crate) fn uppers(pod: &Pod) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(parts)
 }
 
+/// Where the pod's writes to a path go, given the parts of its layer.
+pub(crate) fn cover(parts: &[(PathBuf, PathBuf)], path: &Path) -> Option<PathBuf> {
+    let covering = parts.iter().filter(|(at, _)| path.starts_with(at));
+    let (at, upper) = covering.max_by_key(|(at, _)| at.components().count())?;
+    let inside = path.strip_prefix(at).ok()?;
+    Some(if inside.as_os_str().is_empty() {
+        upper.clone()
+    } else {
+        upper.join(inside)
+    })
+}
+
 /// The directory name for the file system at a path of the pod.
 pub(crate) fn encode(at: &Path) -> String {
     at.to_string_lossy().replace('%', "%25").replace('/', "%2F")

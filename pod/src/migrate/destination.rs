@@ -169,6 +169,7 @@ impl<'a> Taking<'a> {
                     self.part(part, length)?;
                 }
                 Say::Restart => {
+                    tracing::info!(bytes = self.receiver.received(), "all content arrived");
                     self.point(When::After, Phase::LastState)?;
                     return self.restart();
                 }

@@ -153,6 +153,15 @@ impl Pod {
         read_json(&self.path("config.json"))
     }
 
+    /// The pod runs, and the image it came from goes away.
+    pub(crate) fn forget_image(&self) -> Result<()> {
+        let config = Config {
+            image: None,
+            ..self.config()?
+        };
+        write_json(&self.path("config.json"), &config)
+    }
+
     /// The state as it was last written, true or not.
     pub(crate) fn written_state(&self) -> Result<State> {
         read_json(&self.path("state.json"))

@@ -6,6 +6,8 @@
 //!                 ▼           │  └─ held (restored, not yet let run)
 //!               failed        ▼
 //!                          exited          lost: the state says alive, and nobody is
+//!
+//!   running ─▶ undecided: frozen, a move's outcome is unknown ─▶ running, or exited (it lives elsewhere)
 //! ```
 
 use std::collections::BTreeMap;
@@ -54,6 +56,8 @@ pub(crate) enum Phase {
     Paused,
     /// Restored and not yet allowed to run.
     Held,
+    /// A move was asked to commit and its outcome is unknown: frozen until the authority answers.
+    Undecided,
     Exited,
     Failed,
     Lost,
@@ -64,7 +68,7 @@ impl Phase {
     pub(crate) fn needs_a_holder(self) -> bool {
         matches!(
             self,
-            Self::Starting | Self::Running | Self::Paused | Self::Held
+            Self::Starting | Self::Running | Self::Paused | Self::Held | Self::Undecided
         )
     }
 }
@@ -77,6 +81,7 @@ impl std::fmt::Display for Phase {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Held => "held",
+            Self::Undecided => "undecided",
             Self::Exited => "exited",
             Self::Failed => "failed",
             Self::Lost => "lost",

@@ -24,8 +24,8 @@ use crate::messages::Checkpointed;
 use crate::store::Phase;
 
 /// What the tracer thread needs to know of the pod.
-struct Job {
-    init: i32,
+pub(super) struct Job {
+    pub(super) init: i32,
     pod: PodRecord,
     streams: Vec<(String, std::os::fd::OwnedFd)>,
     held_by: HeldBy,
@@ -38,6 +38,7 @@ struct Job {
 impl Supervised {
     /// Writes an image of the pod to `image`.
     pub(super) fn checkpoint(&self, image: PathBuf, leave_running: bool) -> Result<Checkpointed> {
+        let _moving = self.no_move()?;
         let job = self.checkpoint_job(image, leave_running)?;
         self.check_fit()?;
         let _still = self.pause_names()?;
@@ -52,7 +53,7 @@ impl Supervised {
         Ok(done)
     }
 
-    fn checkpoint_job(&self, image: PathBuf, leave_running: bool) -> Result<Job> {
+    pub(super) fn checkpoint_job(&self, image: PathBuf, leave_running: bool) -> Result<Job> {
         let held_by = self.held_by()?;
         let facts = self.facts();
         let phase = facts.state.phase;
@@ -119,7 +120,7 @@ fn finish(writer: Writer, image: &Path) -> Result<Header> {
         .with_context(|| format!("complete the image {}", image.display()))
 }
 
-fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
+pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
     let mut pod = job.pod.clone();
     let any = frozen
         .processes

@@ -71,6 +71,15 @@ fn conclude(state: &mut State, ending: Ending) {
             state.exit = Some(Exit::Signal(libc::SIGKILL));
             state.reason = Some("it sleeps in its image".to_owned());
         }
+        Ending::Over(Event::Moved(to)) => {
+            state.phase = Phase::Exited;
+            state.exit = Some(Exit::Code(0));
+            state.reason = Some(format!("it lives on {to} now"));
+        }
+        Ending::Over(Event::Returned) => {
+            state.phase = Phase::Failed;
+            state.reason = Some("its move was aborted; it lives where it was".to_owned());
+        }
         Ending::Over(event) => {
             state.phase = Phase::Exited;
             state.exit = Some(Exit::Signal(libc::SIGKILL));

@@ -18,6 +18,7 @@ use super::init_link::InitLink;
 use super::{
     INIT, INIT_PROCESS, STREAMS, Supervised, image, is_live, names, process, restart, streams,
 };
+use crate::agent::arrival;
 use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
@@ -72,7 +73,9 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
     }
     let made = supervised.facts().state.made.clone();
     crate::cleanup::remove_images(&made)?;
-    supervised.change(|state| state.made.images.clear())
+    supervised.change(|state| state.made.images.clear())?;
+    supervised.take_up_arrival()?;
+    supervised.take_up_move()
 }
 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
@@ -83,12 +86,14 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
         image::unpack_layer(image, &supervised.pod.path("layer"))?;
     }
     let unprivileged = userns::needed();
+    let root = layer::plan(&supervised.store, &supervised.pod, config, unprivileged)?;
+    arrival::furnish(&supervised.pod, &root)?;
     let setup = Setup {
         hostname: config.hostname.clone(),
         loopback: config.net != Net::Shared,
         own_pids: plan.pids == Backing::Kernel,
         clocks: Some(clocks(config)?),
-        root: layer::plan(&supervised.store, &supervised.pod, config, unprivileged)?,
+        root,
         filter: names::filter(&plan)?,
     };
     let (answer, _) = link.order(ToInit::Setup(Box::new(setup)), &groups)?;
@@ -100,7 +105,7 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
 }
 
 fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {
-    let plan = cgroup::plan(&supervised.config)?;
+    let plan = cgroup::plan(supervised.store.root(), &supervised.config)?;
     supervised.change(|state| state.made.cgroups.clone_from(&plan.directories))?;
     plan.make()
 }
@@ -144,11 +149,10 @@ fn wake_main(supervised: &Supervised, link: &Arc<InitLink>, image: PathBuf) -> R
         state.phase = Phase::Held;
         state.main = Some(main);
     })?;
-    restart::release(supervised)?;
-    supervised.change(|state| {
-        state.phase = Phase::Running;
-        state.started = Some(crate::store::now());
-    })
+    if supervised.arrives()? {
+        return Ok(());
+    }
+    supervised.let_run()
 }
 
 fn main_program(config: &Config) -> Program {

@@ -13,6 +13,7 @@
 //! Plain threads, one conversation each. What must survive the supervisor lies with the holder
 //! (descriptors) and in `state.json` (facts); a new supervisor takes both over and goes on.
 
+mod arriving;
 mod check;
 mod checkpoint;
 mod client;
@@ -21,6 +22,7 @@ mod holder_link;
 mod image;
 mod init_link;
 mod launch;
+mod leaving;
 mod names;
 mod numbers;
 mod process;
@@ -31,7 +33,7 @@ mod streams;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use anyhow::{Context, Result};
 use intercept::tracer::Tracer;
@@ -63,6 +65,10 @@ enum Event {
     HolderGone,
     /// Its image is written.
     Checkpointed,
+    /// It lives on another host now.
+    Moved(String),
+    /// It was to arrive here, and lives where it was.
+    Returned,
 }
 
 /// A running pod, shared by the supervisor's threads.
@@ -77,6 +83,8 @@ struct Supervised {
     tracer: OnceLock<Tracer>,
     /// What enforces the pod's names, once init has made its world.
     names: OnceLock<names::Names>,
+    /// Held by whoever freezes the pod for longer than a moment: a move, its resolution, a checkpoint.
+    moving: Mutex<()>,
 }
 
 /// What changes while the pod lives.
@@ -85,6 +93,8 @@ struct Facts {
     init: Option<Arc<InitLink>>,
     /// Our ends of its standard streams, by name (see [`STREAMS`]).
     streams: BTreeMap<&'static str, Arc<OwnedFd>>,
+    /// Where the pod lives now, after a move.
+    moved_to: Option<String>,
     /// How programs started by `exec` ended, by the number of their order.
     programs: BTreeMap<u64, Exit>,
 }
@@ -120,6 +130,20 @@ impl Supervised {
         Ok(self.tracer.get_or_init(|| tracer))
     }
 
+    /// Keeps the pod from being moved, paused or checkpointed meanwhile.
+    fn no_move(&self) -> Result<MutexGuard<'_, ()>> {
+        match self.moving.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let hint = "wait until it is over; pod inspect tells the state";
+                Err(Failure::new("the pod is being moved or checkpointed")
+                    .hint(hint)
+                    .into())
+            }
+        }
+    }
+
     fn init(&self) -> Result<Arc<InitLink>> {
         self.facts()
             .init
@@ -140,6 +164,7 @@ pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
         state,
         init: None,
         streams: BTreeMap::new(),
+        moved_to: None,
         programs: BTreeMap::new(),
     };
     let supervised = Arc::new(Supervised {
@@ -152,6 +177,7 @@ pub(crate) fn run(store: Store, pod: Pod, wire: Wire) -> Result<()> {
         events: Mutex::new(sender),
         tracer: OnceLock::new(),
         names: OnceLock::new(),
+        moving: Mutex::new(()),
     });
     // Made while there is one thread only: a child of ours inherits nothing half-done.
     let begun = if first {
@@ -180,10 +206,17 @@ fn live(
 
 fn wait(supervised: &Supervised, events: &Receiver<Event>) -> Result<Event> {
     tracing::info!(pod = supervised.pod.id, "supervising");
-    events.recv().context("the events ended")
+    let event = events.recv().context("the events ended")?;
+    // A move that is under way knows better why the pod ends.
+    let _over = supervised.moving.lock();
+    let moved = supervised.facts().moved_to.clone();
+    Ok(moved.map_or(event, Event::Moved))
 }
 
 /// Whether a program of the pod can still be spoken to.
 fn is_live(phase: Phase) -> bool {
-    matches!(phase, Phase::Running | Phase::Paused | Phase::Held)
+    matches!(
+        phase,
+        Phase::Running | Phase::Paused | Phase::Held | Phase::Undecided
+    )
 }

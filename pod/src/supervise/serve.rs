@@ -79,10 +79,15 @@ fn converse(supervised: &Supervised, client: OwnedFd) {
         return;
     }
     let wire = Wire::from(client);
+    let mut guards = false;
     while let Ok(Some((ask, fds))) = wire.receive::<Ask>() {
+        guards |= matches!(ask, Ask::Guard);
         if reply(&wire, supervised.answer(ask, fds, &wire)).is_err() {
-            return;
+            break;
         }
+    }
+    if guards {
+        supervised.unguarded();
     }
 }
 
@@ -128,6 +133,21 @@ impl Supervised {
             Ask::CloseInput => self.close_input(),
             Ask::Processes => told(Told::Processes(self.processes()?)),
             Ask::Check => told(Told::Checked(self.check()?)),
+            Ask::Migrate {
+                to,
+                mode,
+                channel,
+                faults,
+            } => {
+                let tell = |news| drop(reply(wire, told(news)));
+                self.migrate(&to, &mode, channel, &faults, fds, &tell)?;
+                told(Told::Done)
+            }
+            Ask::Resolve { channel } => told(self.resolve(channel, fds)?),
+            Ask::Needs => told(Told::Needs(Box::new(self.needs()?))),
+            Ask::Guard => told(self.guard()?),
+            Ask::Go => told(self.go()?),
+            Ask::Vanish => told(self.vanish()?),
             Ask::Checkpoint {
                 image,
                 leave_running,
@@ -136,7 +156,7 @@ impl Supervised {
     }
 
     /// Waits until the state is as wanted; `None` when the time is up.
-    fn until<T>(
+    pub(super) fn until<T>(
         &self,
         deadline: Option<Instant>,
         wanted: impl Fn(&State) -> Option<T>,
@@ -237,7 +257,10 @@ impl Supervised {
             let facts = self.facts();
             (facts.state.phase, facts.state.made.cgroups.clone())
         };
-        anyhow::ensure!(is_live(phase), Failure::new(format!("the pod is {phase}")));
+        anyhow::ensure!(
+            is_live(phase) && phase != Phase::Undecided,
+            Failure::new(format!("the pod is {phase}"))
+        );
         let group = cgroup::freezer(&groups).ok_or_else(|| {
             Failure::new("this pod cannot be paused: it has no control group of version 2")
                 .hint("pausing needs a cgroup2 hierarchy that is writable for you; pod checkpoint works without")

@@ -270,11 +270,14 @@ impl Maker<'_> {
     }
 }
 
+/// What dies with us cannot begin to run before somebody decided that it may.
+const PUPPET: i32 = OPTIONS | libc::PTRACE_O_EXITKILL;
+
 fn seize(real: pid_t) -> Result<Running> {
     const PTRACE_O_SUSPEND_SECCOMP: i32 = 1 << 21;
     // Without CAP_SYS_ADMIN filters stay in force; calls from the stub pass by their address.
-    Ok(Running::seize(real, OPTIONS | PTRACE_O_SUSPEND_SECCOMP)
-        .or_else(|_| Running::seize(real, OPTIONS))?)
+    Ok(Running::seize(real, PUPPET | PTRACE_O_SUSPEND_SECCOMP)
+        .or_else(|_| Running::seize(real, PUPPET))?)
 }
 
 /// A seed comes with descriptors and registrations of init's: all go but the feed.

@@ -1,8 +1,10 @@
-//! `pod check`: what this host can do, and what stands in the way of a pod's checkpoint. Exit code 0 says
+//! `pod check`: what this host can do, what stands in the way of a pod's checkpoint, and what another host
+//! lacks for it. Exit code 0 says
 //! that nothing does, 1 that something does.
 
 mod host;
 mod probe;
+mod there;
 
 use anyhow::Result;
 use restore::check::Report;
@@ -19,6 +21,9 @@ const UNFIT: u8 = 1;
 
 /// Runs the command.
 pub(super) fn check(store: &Store, arguments: &Check, format: Format) -> Result<u8> {
+    if let Some(to) = &arguments.to {
+        return there::check(store, to, arguments.pod.as_deref(), format);
+    }
     match &arguments.pod {
         Some(name) => pod(&store.find(name)?, format),
         None => host::check(format),

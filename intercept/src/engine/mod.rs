@@ -64,7 +64,7 @@ impl Trusted {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Trusts a single-threaded process (init, a builder) from now on.
+    /// Trusts a process (init, a builder) with all its threads from now on.
     pub fn insert(&self, pid: pid_t) {
         self.set().insert(pid);
     }
@@ -74,9 +74,19 @@ impl Trusted {
         self.set().remove(&pid);
     }
 
-    fn contains(&self, pid: pid_t) -> bool {
-        self.set().contains(&pid)
+    fn contains(&self, tid: pid_t) -> bool {
+        let set = self.set();
+        // Init has one thread; only while a builder is there can a thread of ours have another number.
+        set.contains(&tid)
+            || (set.len() > 1 && process_of(tid).is_some_and(|pid| set.contains(&pid)))
     }
+}
+
+/// The process of a thread (`Tgid` of proc_pid_status(5)).
+fn process_of(tid: pid_t) -> Option<pid_t> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    tgid.trim().parse().ok()
 }
 
 /// The tables as the engine and others share them.

@@ -249,7 +249,8 @@ fn capture_pages(
     let theirs = parent
         .map(|p| Ok::<_, Error>((open(p.pid)?, p.mm)))
         .transpose()?;
-    let mut runs = Vec::new();
+    let family = theirs.is_some() || has_children(pid);
+    let mut parts = Vec::new();
     for vma in mm.vmas.iter().filter(|v| v.is_private()) {
         let failed = |e| {
             Error::kernel(
@@ -258,21 +259,27 @@ fn capture_pages(
                 e,
             )
         };
+        let alone = match vma.prot & libc::PROT_READ as u32 {
+            0 => Held::WithOthers,
+            _ => Held::Alone,
+        };
+        let parent = theirs.as_ref().filter(|(_, mm)| inherits(mm, vma));
         for region in own_regions(&pagemap, vma).map_err(failed)? {
-            let shared = match &theirs {
-                Some((map, mm)) if inherits(mm, vma) => {
-                    split_shared(&pagemap, map, region).map_err(failed)?
-                }
-                _ => vec![(region.start, region.end, false)],
-            };
-            runs.extend(
-                shared
-                    .into_iter()
-                    .map(|s| (s, vma.prot & libc::PROT_READ as u32 != 0)),
-            );
+            if family {
+                split(
+                    &pagemap,
+                    parent.map(|(map, _)| map),
+                    region,
+                    alone,
+                    &mut parts,
+                )
+                .map_err(failed)?;
+            } else {
+                parts.push(Part::new(region.start, region.end, alone));
+            }
         }
     }
-    mm.runs = store(pid, &runs, cx)?;
+    mm.runs = store(pid, &parts, cx)?;
     Ok(())
 }
 
@@ -292,66 +299,96 @@ pub(super) fn inherits(parent: &Mm, vma: &Vma) -> bool {
     })
 }
 
-/// Splits a region where its page frames are, or are not, the parent's too.
-fn split_shared(
+/// Who has a page frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// The parent, too: it need not be stored twice.
+    ByParent,
+    /// Maybe others, or it may not be read by the process itself: it is read through /proc/PID/mem.
+    WithOthers,
+    /// Nobody else.
+    Alone,
+}
+
+/// Pages that are held alike.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    start: u64,
+    end: u64,
+    held: Held,
+}
+
+impl Part {
+    fn new(start: u64, end: u64, held: Held) -> Self {
+        Self { start, end, held }
+    }
+}
+
+fn has_children(pid: i32) -> bool {
+    crate::freeze::descendants(pid).map_or(true, |all| !all.is_empty())
+}
+
+/// Splits a region by who has its page frames; `alone` is what is said of those that nobody else has.
+fn split(
     ours: &File,
-    theirs: &File,
+    theirs: Option<&File>,
     region: PageRegion,
-) -> std::io::Result<Vec<(u64, u64, bool)>> {
+    alone: Held,
+    parts: &mut Vec<Part>,
+) -> std::io::Result<()> {
     const FRAME: u64 = (1 << 55) - 1;
+    /// Mapped once (Documentation/admin-guide/mm/pagemap.rst).
+    const EXCLUSIVE: u64 = 1 << 56;
     let len = region.end - region.start;
-    let (a, b) = (
-        entries(ours, region.start, len)?,
-        entries(theirs, region.start, len)?,
-    );
-    let mut parts: Vec<(u64, u64, bool)> = Vec::new();
-    for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+    let own = entries(ours, region.start, len)?;
+    let their = theirs
+        .map(|map| entries(map, region.start, len))
+        .transpose()?;
+    let first = parts.len();
+    for (i, entry) in own.iter().enumerate() {
         let start = region.start + i as u64 * PAGE;
-        // Without privilege the kernel shows frame 0: then nothing counts as shared.
-        let shared = a & FRAME != 0 && a & FRAME == b & FRAME && (a & b) >> 63 == 1;
-        match parts.last_mut() {
-            Some(last) if last.2 == shared => last.1 += PAGE,
-            _ => parts.push((start, start + PAGE, shared)),
+        // Without privilege the kernel shows frame 0: then nothing counts as the parent's.
+        let same = |other: &u64| {
+            entry & FRAME != 0 && entry & FRAME == other & FRAME && (entry & other) >> 63 == 1
+        };
+        let held = match &their {
+            Some(other) if same(&other[i]) => Held::ByParent,
+            _ if entry & EXCLUSIVE == 0 => Held::WithOthers,
+            _ => alone,
+        };
+        match parts[first..].last_mut() {
+            Some(last) if last.held == held => last.end += PAGE,
+            _ => parts.push(Part::new(start, start + PAGE, held)),
         }
     }
-    Ok(parts)
+    Ok(())
 }
 
 /// Reads at most so many bytes at a time: larger buffers fall out of the cache.
 const CHUNK: usize = 1 << 20;
 
-fn store(pid: i32, regions: &[((u64, u64, bool), bool)], cx: &mut Capture<'_>) -> Result<Vec<Run>> {
-    let (mut runs, mut buf) = (Vec::with_capacity(regions.len()), vec![0u8; CHUNK]);
+/// Writes pages to the image. A frame that others have, too, is not read by process_vm_readv(2): that
+/// pins it, and the kernel gives a pinned page a copy of its own (`gup_must_unshare`, mm/gup.c), which
+/// would end the sharing that is about to be noted.
+fn store(pid: i32, parts: &[Part], cx: &mut Capture<'_>) -> Result<Vec<Run>> {
+    let (mut runs, mut buf) = (Vec::with_capacity(parts.len()), vec![0u8; CHUNK]);
     let mem = File::open(format!("/proc/{pid}/mem"))
         .map_err(|e| Error::file("open", format!("/proc/{pid}/mem"), e))?;
-    for ((start, end, shared), readable) in regions {
-        let (start, len) = (*start, end - start);
-        if *shared {
-            runs.push(Run {
-                start,
-                len,
-                source: Source::ParentProcess,
-            });
-            continue;
-        }
-        let mut first = None;
-        for at in (start..*end).step_by(CHUNK) {
+    for Part { start, end, held } in parts.iter().copied() {
+        let len = end - start;
+        let mut source = (held == Held::ByParent).then_some(Source::ParentProcess);
+        let stored = if source.is_some() { start } else { end };
+        for at in (start..stored).step_by(CHUNK) {
             let part = &mut buf[..CHUNK.min((end - at) as usize)];
-            if *readable {
+            if held == Held::Alone {
                 read_into(pid, at, part)?;
             } else {
                 read_forced(&mem, pid, at, part)?;
             }
             let offset = cx.writer.append(part)?;
-            first.get_or_insert(offset);
+            source.get_or_insert(Source::Here(offset));
         }
-        if let Some(offset) = first {
-            runs.push(Run {
-                start,
-                len,
-                source: Source::Here(offset),
-            });
-        }
+        runs.extend(source.map(|source| Run { start, len, source }));
     }
     Ok(runs)
 }

@@ -27,6 +27,7 @@ use crate::{
         creds, files, ipc, lock,
         mm::{self, Mm},
         process::{Alive, Place, Process, State, limits, number_in},
+        restart_block::Waiting,
         signal, thread, timer,
         tmpfs::{self, SHM},
         tty,
@@ -317,20 +318,22 @@ fn ask_all(process: &mut FrozenProcess, numbers: &HashMap<pid_t, i32>) -> Result
     let gate = find_gate(process.pid, &leader.stopped)?;
     suspend_filters(&leader);
     let scope = Scope::map_stub(leader.stopped, gate)?;
-    let (mut asked, brk, scope) = ask_leader(scope, process.pid, numbers)?;
+    let (mut asked, brk, scope) = ask_leader(scope, leader.waiting, process.pid, numbers)?;
     let mut threads = Vec::new();
     for task in tasks {
-        let (thread, stopped) = ask_thread(task.stopped, numbers)?;
+        let (thread, stopped) = ask_thread(task.stopped, task.waiting, numbers)?;
         asked.threads.push(thread);
         threads.push(Task {
             stopped,
             stopped_by: task.stopped_by,
+            waiting: task.waiting,
         });
     }
     let stopped = scope.unmap_stub(gate)?;
     process.threads.push(Task {
         stopped,
         stopped_by: leader.stopped_by,
+        waiting: leader.waiting,
     });
     process.threads.extend(threads);
     Ok((asked, brk))
@@ -355,6 +358,7 @@ fn suspend_filters(task: &Task) {
 
 fn ask_leader(
     scope: Scope,
+    waiting: Option<Waiting>,
     pid: pid_t,
     numbers: &HashMap<pid_t, i32>,
 ) -> Result<(Asked, u64, Scope)> {
@@ -370,7 +374,7 @@ fn ask_leader(
     batch.call("prctl PR_GET_CHILD_SUBREAPER", libc::SYS_prctl, &args);
     let (results, scope) = scope.run(batch)?;
     let asked = Asked {
-        threads: vec![read_thread(&own, &results, &scope, numbers)?],
+        threads: vec![read_thread(&own, &results, &scope, waiting, numbers)?],
         actions: signal::read_actions(&actions, &results),
         timers: timer::read(timers, &results, |real| {
             numbers.get(&real).copied().unwrap_or(real)
@@ -384,13 +388,14 @@ fn ask_leader(
 
 fn ask_thread(
     stopped: intercept::tracee::Stopped,
+    waiting: Option<Waiting>,
     numbers: &HashMap<pid_t, i32>,
 ) -> Result<(thread::Thread, intercept::tracee::Stopped)> {
     let scope = Scope::with_stub(stopped)?;
     let mut batch = Batch::new();
     let own = thread::ask(&mut batch);
     let (results, scope) = scope.run(batch)?;
-    let record = read_thread(&own, &results, &scope, numbers)?;
+    let record = read_thread(&own, &results, &scope, waiting, numbers)?;
     Ok((record, scope.end()?))
 }
 
@@ -398,6 +403,7 @@ fn read_thread(
     asked: &thread::Asked,
     results: &Results,
     scope: &Scope,
+    waiting: Option<Waiting>,
     numbers: &HashMap<pid_t, i32>,
 ) -> Result<thread::Thread> {
     let tid = numbers[&scope.task().tid()];
@@ -408,6 +414,7 @@ fn read_thread(
         tid,
         scope.saved(),
         scope.mask(),
+        waiting,
     )
 }
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The stop must not be visible. Calls that the kernel restarts by itself are left alone;
-//! those that return EINTR for a mere stop (signal(7), "never restarted") are rewound, so
-//! that the program waits on. A parent in vfork does not stop before its child has executed
+//! those that return EINTR for a mere stop (signal(7), "never restarted") are made such calls,
+//! so that the program waits on. A parent in vfork does not stop before its child has executed
 //! or died: the child is let go on until then.
 
 use std::{
@@ -23,7 +23,10 @@ use intercept::{
 use libc::pid_t;
 use tracing::debug;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    resource::restart_block::{self, Waiting},
+};
 
 /// Options every tracee of ours has: forks we inject are attached by the kernel.
 pub(crate) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
@@ -38,6 +41,8 @@ pub struct Task {
     pub stopped: Stopped,
     /// The job-control signal that had stopped it before we came.
     pub stopped_by: Option<i32>,
+    /// The call it waits in, where the kernel keeps how to continue it.
+    pub waiting: Option<Waiting>,
 }
 
 /// A process of which every thread stands still, or a zombie (which has none).
@@ -133,6 +138,7 @@ fn seize_new(
         .filter(|p| !spared.contains(p))
     {
         for tid in threads_of(pid).into_iter().filter(|t| known.insert(*t)) {
+            restart_block::note(tid);
             match Running::seize(tid, OPTIONS) {
                 Ok(running) => fresh.push(running),
                 Err(TraceError::Gone(_)) => {}
@@ -187,16 +193,21 @@ enum Noted {
 fn note(stopped: Stopped) -> Result<Noted> {
     match stopped.stop() {
         Stop::Interrupt => {
-            rewind(&stopped)?;
+            let waiting = restart_block::mend(&stopped)?;
             Ok(Noted::Stands(Task {
                 stopped,
                 stopped_by: None,
+                waiting,
             }))
         }
-        Stop::Group(signal) => Ok(Noted::Stands(Task {
-            stopped,
-            stopped_by: Some(signal),
-        })),
+        Stop::Group(signal) => {
+            let waiting = restart_block::mend(&stopped)?;
+            Ok(Noted::Stands(Task {
+                stopped,
+                stopped_by: Some(signal),
+                waiting,
+            }))
+        }
         // The signal takes effect now; the interrupt's stop comes right after it.
         Stop::Signal(signal) => Ok(Noted::GoesOn(stopped.cont(signal)?)),
         Stop::Event(_) | Stop::Syscall => Ok(Noted::GoesOn(stopped.cont(0)?)),
@@ -275,54 +286,6 @@ fn settle_one(mut running: Running, stopped: &mut BTreeMap<pid_t, Task>) -> Resu
             Err(e) => return Err(e.into()),
         }
     }
-}
-
-/// Calls that return EINTR for a mere stop, whatever handlers there are (signal(7)); those on
-/// sockets do so when the socket has a time-out.
-const NEVER_RESTARTED: &[i64] = &[
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_semop,
-    libc::SYS_semtimedop,
-    libc::SYS_io_getevents,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_connect,
-];
-
-const EINTR: i64 = -(libc::EINTR as i64);
-
-/// Makes a call that our stop interrupted begin again.
-fn rewind(stopped: &Stopped) -> Result<()> {
-    let mut regs = stopped.regs()?;
-    let nr = regs.orig_rax as i64;
-    if regs.rax as i64 != EINTR
-        || !NEVER_RESTARTED.contains(&nr)
-        || !behind_syscall(stopped, regs.rip)
-    {
-        return Ok(());
-    }
-    regs.rip -= 2;
-    (regs.rax, regs.orig_rax) = (nr as u64, u64::MAX);
-    Ok(stopped.set_regs(&regs)?)
-}
-
-/// True when the instruction before `rip` is `syscall`: no handler's frame lies in between.
-fn behind_syscall(stopped: &Stopped, rip: u64) -> bool {
-    let mut code = [0; 2];
-    stopped.read(rip.wrapping_sub(2), &mut code).is_ok() && code == [0x0f, 0x05]
 }
 
 fn arrange(init: pid_t, spared: &[pid_t], mut stopped: BTreeMap<pid_t, Task>) -> Result<Frozen> {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -265,7 +266,11 @@ impl Supervised {
             Failure::new("this pod cannot be paused: it has no control group of version 2")
                 .hint("pausing needs a cgroup2 hierarchy that is writable for you; pod checkpoint works without")
         })?;
-        cgroup::set_frozen(group, frozen)?;
+        if frozen {
+            self.stop_unseen(group)?;
+        } else {
+            cgroup::set_frozen(group, false)?;
+        }
         self.change(|state| {
             if is_live(state.phase) {
                 state.phase = if frozen {
@@ -275,6 +280,19 @@ impl Supervised {
                 };
             }
         })
+    }
+
+    /// Freezes a control group while the tracer holds its tasks: the group alone would end some calls with
+    /// EINTR (epoll_wait, sigtimedwait…), the tracer mends them before the group takes over.
+    fn stop_unseen(&self, group: &Path) -> Result<()> {
+        let init = self.facts().state.init.context("the pod has no init")?;
+        let group = group.to_owned();
+        let stopped = self.tracer()?.run(move |_| -> Result<()> {
+            let held = restore::freeze::freeze(init, &[])?;
+            cgroup::set_frozen(&group, true)?;
+            Ok(held.resume()?)
+        });
+        stopped.context("the tracer thread is gone")?
     }
 
     fn pause(&self) -> Reply {

@@ -8,5 +8,6 @@ mod host;
 mod life;
 mod limits;
 mod rootless;
+mod state;
 mod terminal;
 mod trouble;

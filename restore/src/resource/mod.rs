@@ -34,6 +34,7 @@ pub mod pipe;
 pub mod process;
 pub mod regular;
 mod reopen;
+pub mod restart_block;
 pub mod signal;
 pub mod signalfd;
 pub mod socket;

@@ -3,7 +3,10 @@
 use intercept::tracee::{Regs, Stopped};
 use serde::{Deserialize, Serialize};
 
-use super::signal::{self, AltStack, Pending};
+use super::{
+    restart_block::{self, Left, Waiting},
+    signal::{self, AltStack, Pending},
+};
 use crate::{
     error::{Error, Result},
     remote::{Batch, Out, Results},
@@ -40,6 +43,8 @@ pub struct Thread {
     pub timer_slack: u64,
     /// `PR_GET_PDEATHSIG`.
     pub death_signal: i32,
+    /// The call it waits in and for how long still, where the kernel kept that for itself.
+    pub left: Option<Left>,
 }
 
 const REGS: usize = size_of::<Regs>() / 8;
@@ -106,6 +111,7 @@ pub fn read(
     tid: i32,
     regs: &Regs,
     mask: u64,
+    waiting: Option<Waiting>,
 ) -> Result<Thread> {
     let real = task.tid();
     let comm = format!("/proc/{real}/task/{real}/comm");
@@ -113,7 +119,7 @@ pub fn read(
     comm.pop_if(|c| *c == b'\n');
     Ok(Thread {
         tid,
-        regs: words_of(&restartable(*regs)),
+        regs: words_of(&restart_block::registers(*regs, waiting)),
         xstate: task.xstate()?,
         mask,
         pending: signal::capture_pending(task, false)?,
@@ -125,26 +131,8 @@ pub fn read(
         sched: scheduling(real)?,
         timer_slack: results.value(asked.slack) as u64,
         death_signal: results.words(asked.death).next().unwrap_or(0) as i32,
+        left: waiting.and_then(|w| w.left()),
     })
-}
-
-const ERESTART_RESTARTBLOCK: i64 = -516;
-const EINTR: i64 = -(libc::EINTR as i64);
-
-/// The kernel keeps how to continue some calls (nanosleep, poll, futex with a time-out) in a block
-/// that cannot be read: they begin again. The other restart codes are left to the kernel, which
-/// knows about handlers that are due.
-fn restartable(mut regs: Regs) -> Regs {
-    if regs.orig_rax as i64 >= 0 && regs.rax as i64 == ERESTART_RESTARTBLOCK {
-        if regs.orig_rax as i64 == libc::SYS_restart_syscall {
-            regs.rax = EINTR as u64;
-        } else {
-            regs.rip -= 2;
-            regs.rax = regs.orig_rax;
-        }
-        regs.orig_rax = u64::MAX;
-    }
-    regs
 }
 
 fn robust_list(tid: i32) -> Result<(u64, u64)> {

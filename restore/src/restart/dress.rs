@@ -1,6 +1,6 @@
 //! Dressing a puppet: threads, descriptors, credentials, signals, timers, registers.
 
-use intercept::tracee::Stopped;
+use intercept::tracee::{Regs, Stopped};
 
 use super::{Plan, Puppet, Ready, Site};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         files,
         mm::Backing,
         process::{Alive, Process, State, set_limits},
-        signal,
+        restart_block, signal,
         thread::{self, Thread, regs_of},
         timer, tty,
     },
@@ -194,26 +194,35 @@ impl Dressed<'_> {
     /// Takes the stub away and sets registers: only a detach is missing then.
     pub(super) fn hold(self, plan: &Plan) -> Result<Vec<Ready>> {
         let stop = self.alive.stopped_by.map_or(0, |_| libc::SIGSTOP);
+        let threads = &self.alive.threads;
+        let continued = self.puppets.into_iter().zip(threads).map(continued);
         let mut ready = Vec::new();
-        for (i, (puppet, thread)) in self
-            .puppets
+        // The leader's stub is every thread's: it goes when the last of them has made its call.
+        for ((regs, mut task), thread) in continued
+            .collect::<Result<Vec<_>>>()?
             .into_iter()
-            .zip(&self.alive.threads)
-            .enumerate()
+            .zip(threads)
         {
-            let mut task = puppet.into_task()?;
-            if i == 0 {
+            let leader = ready.is_empty();
+            if leader {
                 task = unmap_stub(task, self.pid, plan)?;
             }
             task.set_xstate(&thread.xstate)?;
-            task.set_regs(&regs_of(thread)?)?;
+            task.set_regs(&regs)?;
             task.set_sigmask(thread.mask)?;
-            ready.push(Ready {
-                task,
-                signal: if i == 0 { stop } else { 0 },
-            });
+            let signal = if leader { stop } else { 0 };
+            ready.push(Ready { task, signal });
         }
         Ok(ready)
+    }
+}
+
+/// The registers a thread goes on with, in the middle of the call it waits in.
+fn continued((puppet, thread): (Puppet, &Thread)) -> Result<(Regs, Stopped)> {
+    let (regs, task) = (regs_of(thread)?, puppet.into_task()?);
+    match thread.left {
+        Some(left) => restart_block::rebuild(left, regs, task),
+        None => Ok((regs, task)),
     }
 }
 

@@ -28,6 +28,7 @@ journeys! {
     python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    objects: Objects [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
     bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]

@@ -70,6 +70,8 @@ impl Room for Regular {
                 absolute && probe.link.as_os_str() != super::device::SECRET
             }
             libc::S_IFDIR => true,
+            // A place, not an open file: whatever stands there.
+            _ if probe.flags & libc::O_PATH != 0 => probe.link.is_absolute(),
             libc::S_IFCHR => is_plain_device(probe.stat.st_rdev),
             _ => false,
         };
@@ -152,6 +154,10 @@ impl Regular {
         // What an open did once must not happen again; a tmpfile's flag includes O_DIRECTORY.
         let mut once =
             libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ACCMODE | libc::O_NOFOLLOW;
+        if self.flags & libc::O_PATH != 0 {
+            // The place may be a symbolic link; nothing else in its path is one.
+            once &= !libc::O_NOFOLLOW;
+        }
         if self.flags & libc::O_TMPFILE == libc::O_TMPFILE {
             once |= libc::O_TMPFILE;
         }
@@ -255,6 +261,23 @@ mod tests {
         back[0].read_exact(&mut a).unwrap();
         back[1].read_exact(&mut b).unwrap();
         assert_eq!((&a, &b), (b"456", b"789"));
+    }
+
+    #[test]
+    fn a_place_is_a_place_whatever_stands_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, link) = (dir.path().join("fifo"), dir.path().join("link"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("fifo", &link).unwrap();
+        let place = |path: &Path| {
+            let flags = libc::O_PATH | libc::O_NOFOLLOW;
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags).open(path).unwrap()
+        };
+        let back = round_trip(vec![place(&fifo).into(), place(&link).into()]).unwrap();
+        let path = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        assert_eq!(path(&back[0]).unwrap(), fifo);
+        assert_eq!(path(&back[1]).unwrap(), link);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub use memcached::Memcached;
 pub use nginx::Nginx;
 pub use node::Node;
 pub use postgres::Postgres;
-pub use python::{Forest, Python, Threads};
+pub use python::{Forest, Objects, Python, Threads};
 pub use redis::Redis;
 
 use crate::host::Host;

@@ -1,4 +1,5 @@
-//! Debian's python3: threads, subprocesses and asyncio; two hundred threads; a hundred processes.
+//! Debian's python3: threads, subprocesses and asyncio; two hundred threads; a hundred processes;
+//! one of every kernel object.
 
 use super::talker::Talker;
 use super::{Program, words};
@@ -60,4 +61,8 @@ script!(
 script!(
     /// A hundred processes with groups, sessions, grandchildren, a zombie and a stopped one.
     Forest, "forest.py", false
+);
+script!(
+    /// One of every kernel object that a descriptor or an id can stand for.
+    Objects, "objects.py", false
 );

@@ -19,9 +19,7 @@ pub(crate) fn release(pod: &Pod, made: &Made) -> Result<()> {
     for directory in &made.cgroups {
         first = first.and(cgroup::remove(directory));
     }
-    for link in &made.links {
-        first = first.and(net::remove_link(link));
-    }
+    first = first.and(net::release(pod, made));
     first.and(remove_images(made)).and(remove_socket(pod))
 }
 

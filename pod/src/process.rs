@@ -2,6 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
+
+use intercept::sys::{pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 
 /// Every living descendant of a process, in no order. Complete when orphans cannot leave the tree: under an
 /// init (or subreaper) they become its children.
@@ -44,4 +48,40 @@ pub(crate) fn command_line(pid: i32) -> String {
     }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     format!("[{}]", name.trim_end())
+}
+
+/// A process that can be told from a later one with the same pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    pid: i32,
+    /// Field 22 of proc_pid_stat(5), clock ticks after boot.
+    start: u64,
+}
+
+impl Known {
+    /// A living process.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let start = stat
+            .rsplit(')')
+            .next()?
+            .split_ascii_whitespace()
+            .nth(19)?
+            .parse()
+            .ok()?;
+        Some(Self { pid, start })
+    }
+
+    /// Kills it, if it still is the same.
+    pub(crate) fn end(self) {
+        let Ok(process) = pidfd_open(self.pid) else {
+            return;
+        };
+        // The pidfd was there before the look: the process looked at is the one that is signalled.
+        if Self::of(self.pid) == Some(self)
+            && pidfd_send_signal(process.as_fd(), libc::SIGKILL).is_err()
+        {
+            tracing::debug!(pid = self.pid, "ended by itself");
+        }
+    }
 }

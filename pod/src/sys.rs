@@ -101,6 +101,20 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> nix::Result<()> {
     .map(drop)
 }
 
+/// Runs a function in the network namespace of a process, on a thread of its own: setns(2) moves a thread.
+pub(crate) fn in_network_of<T: Send>(
+    pid: i32,
+    body: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    let there = || {
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        body()
+    };
+    let died = |_| Err(io::Error::other("the thread died"));
+    std::thread::scope(|scope| scope.spawn(there).join().unwrap_or_else(died))
+}
+
 /// inotify(7): a descriptor that becomes readable when a file in a directory is written, made, renamed,
 /// removed, or closed by a writer.
 pub(crate) fn watch(directory: &CStr) -> nix::Result<OwnedFd> {

@@ -12,10 +12,10 @@ use crate::cli::{Files, Run};
 use crate::failure::{Failure, Hinted};
 use crate::messages::{Ask, Told};
 use crate::store::{
-    Base, CONFIG_VERSION, Config, Net, Phase, Pod, State, Store, check_name, now, random_hex,
+    Base, CONFIG_VERSION, Config, Phase, Pod, State, Store, check_name, now, random_hex,
 };
 use crate::supervise::Client;
-use crate::{cleanup, holder, output, terminal};
+use crate::{cleanup, holder, net, output, terminal};
 
 /// Variables a program gets from here unless `-e` says otherwise.
 const INHERITED: [&str; 6] = ["PATH", "TERM", "LANG", "LC_ALL", "TZ", "COLORTERM"];
@@ -25,6 +25,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) fn run(store: &Store, arguments: Run) -> Result<u8> {
     let detach = arguments.detach;
     let config = configure(arguments)?;
+    net::check(&config)?;
     let pod = store.create(&config)?;
     let session = Session::prepare(&pod, &config, detach)?;
     start_or_forget(store, &pod)?;
@@ -92,7 +93,6 @@ fn configure(arguments: Run) -> Result<Config> {
     let id = random_hex(6)?;
     let name = arguments.name.unwrap_or_else(|| format!("pod-{id}"));
     check_name(&name)?;
-    refuse_unsupported(arguments.net.as_ref())?;
     let base = base(arguments.fs, arguments.rootfs)?;
     let cwd = match (arguments.workdir, &base) {
         (Some(directory), _) => directory,
@@ -118,7 +118,7 @@ fn configure(arguments: Run) -> Result<Config> {
         user: arguments.user,
         umask: umask(),
         names: arguments.names,
-        net: arguments.net.unwrap_or(Net::Shared),
+        net: arguments.net.unwrap_or_else(net::usual),
         base,
         volumes: arguments.volumes,
         publish: arguments.publish,
@@ -131,16 +131,6 @@ fn configure(arguments: Run) -> Result<Config> {
         id,
         name,
     })
-}
-
-fn refuse_unsupported(net: Option<&Net>) -> Result<(), Failure> {
-    match net {
-        Some(net @ (Net::Private | Net::Own(_))) => Err(Failure::new(format!(
-            "--net {net} is not available in this build"
-        ))
-        .hint("use --net shared or none")),
-        _ => Ok(()),
-    }
 }
 
 fn base(files: Files, rootfs: Option<std::path::PathBuf>) -> Result<Base> {

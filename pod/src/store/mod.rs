@@ -143,6 +143,12 @@ impl Store {
 }
 
 impl Pod {
+    /// The store the pod is in.
+    pub(crate) fn store(&self) -> Result<Store> {
+        let root = self.dir.parent().and_then(Path::parent);
+        Store::open(root.context("a pod's directory is in a root")?)
+    }
+
     /// A file in the pod's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::process::Known;
 
 /// A pod's state, as it is written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,10 +124,20 @@ pub(crate) struct Made {
     /// Control group directories.
     pub(crate) cgroups: Vec<PathBuf>,
     /// Network devices on the host's side.
+    #[serde(default)]
     pub(crate) links: Vec<String>,
     /// Images that are being written, by their temporary names.
     #[serde(default)]
     pub(crate) images: Vec<PathBuf>,
+    /// Tables of nftables, family ip.
+    #[serde(default)]
+    pub(crate) tables: Vec<String>,
+    /// An address of the root's private network.
+    #[serde(default)]
+    pub(crate) lease: bool,
+    /// Programs that run for the pod.
+    #[serde(default)]
+    pub(crate) helpers: Vec<Known>,
 }
 
 /// Seconds since the epoch.

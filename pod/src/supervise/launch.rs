@@ -22,9 +22,9 @@ use crate::agent::arrival;
 use crate::failure::Failure;
 use crate::holder::LISTENER;
 use crate::messages::{Answer, Program, Setup, ToInit};
-use crate::store::{Config, Net, Phase};
+use crate::store::{Config, Made, Net, Phase};
 use crate::wire::Wire;
-use crate::{cgroup, layer, userns};
+use crate::{cgroup, layer, net, userns};
 
 /// The link to init.
 pub(super) struct Begun(Arc<InitLink>);
@@ -81,6 +81,7 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
 fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
     let config = &supervised.config;
     let groups = make_groups(supervised)?;
+    make_network(supervised)?;
     let plan = names::plan(config);
     if let Some(image) = &config.image {
         image::unpack_layer(image, &supervised.pod.path("layer"))?;
@@ -108,6 +109,23 @@ fn make_groups(supervised: &Supervised) -> Result<Vec<OwnedFd>> {
     let plan = cgroup::plan(supervised.store.root(), &supervised.config)?;
     supervised.change(|state| state.made.cgroups.clone_from(&plan.directories))?;
     plan.make()
+}
+
+fn make_network(supervised: &Supervised) -> Result<()> {
+    let init = supervised
+        .facts()
+        .state
+        .init
+        .context("the pod has no init")?;
+    let note = |note: &dyn Fn(&mut Made)| supervised.change(|state| note(&mut state.made));
+    let (store, config) = (&supervised.store, &supervised.config);
+    let address = net::make(&net::Site {
+        store,
+        config,
+        init,
+        note: &note,
+    })?;
+    supervised.change(|state| state.address = address)
 }
 
 fn spawn_main(supervised: &Supervised, link: &InitLink) -> Result<()> {

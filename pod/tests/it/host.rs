@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,6 +17,65 @@ pub(crate) struct Host {
     root: TempDir,
     binary: PathBuf,
     user: Option<User>,
+    network: Option<PathBuf>,
+}
+
+/// A network namespace of the test's own, for as long as it lives.
+pub(crate) struct Network {
+    holder: Child,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        let mut command = Command::new("busybox");
+        command
+            .args(["cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        // SAFETY: the closure makes one system call.
+        unsafe { command.pre_exec(|| Ok(unshare(CloneFlags::CLONE_NEWNET)?)) };
+        let network = Self {
+            holder: command.spawn().unwrap(),
+        };
+        network.good(&["ip", "link", "set", "lo", "up"]);
+        network
+    }
+
+    pub(crate) fn pid(&self) -> String {
+        self.holder.id().to_string()
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.holder.id()).into()
+    }
+
+    /// Runs a program in the namespace.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Said {
+        let mut command = Command::new(arguments[0]);
+        command.args(&arguments[1..]).stdin(Stdio::null());
+        enter(&mut command, &self.path());
+        command.output().unwrap().into()
+    }
+
+    pub(crate) fn good(&self, arguments: &[&str]) -> String {
+        let said = self.run(arguments);
+        assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
+        said.out
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.holder.kill().unwrap();
+        self.holder.wait().unwrap();
+    }
+}
+
+fn enter(command: &mut Command, network: &Path) {
+    let namespace = std::fs::File::open(network).unwrap();
+    let join = move || Ok(setns(&namespace, CloneFlags::CLONE_NEWNET)?);
+    // SAFETY: the closure makes one system call.
+    unsafe { command.pre_exec(join) };
 }
 
 /// Who runs the commands, if not root.
@@ -73,7 +134,15 @@ impl Host {
             root,
             binary: env!("CARGO_BIN_EXE_pod").into(),
             user: None,
+            network: None,
         }
+    }
+
+    /// A host on a network of its own.
+    pub(crate) fn on(network: &Network) -> Self {
+        let mut host = Self::new();
+        host.network = Some(network.path());
+        host
     }
 
     /// A host whose commands are run by a user without privilege. With `range`, the user has subordinate ids.
@@ -103,6 +172,9 @@ impl Host {
             .arg(self.state())
             .args(arguments)
             .stdin(Stdio::null());
+        if let Some(network) = &self.network {
+            enter(&mut command, network);
+        }
         if let Some(user) = self.user.clone() {
             command.current_dir("/");
             // SAFETY: the closure makes system calls only, in a child of its own.
@@ -149,6 +221,25 @@ impl Host {
     /// A real pid from `inspect`.
     pub(crate) fn pid(&self, pod: &str, role: &str) -> i32 {
         i32::try_from(self.inspect(pod)[role].as_i64().unwrap()).unwrap()
+    }
+
+    /// Kills everything of ours around a pod at once.
+    pub(crate) fn end_holder(&self, pod: &str) {
+        let (supervisor, init) = (self.pid(pod, "supervisor"), self.pid(pod, "init"));
+        let stat = std::fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap();
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_ascii_whitespace()
+            .nth(1)
+            .unwrap();
+        let holder = Pid::from_raw(parent.parse().unwrap());
+        // Stopped first, so that it cannot start another supervisor.
+        kill(holder, Signal::SIGSTOP).unwrap();
+        for pid in [Pid::from_raw(supervisor), holder, Pid::from_raw(init)] {
+            kill(pid, Signal::SIGKILL).unwrap();
+        }
     }
 
     /// Processes that were started for this host and are neither gone nor zombies.

@@ -7,6 +7,7 @@ mod files;
 mod host;
 mod life;
 mod limits;
+mod network;
 mod rootless;
 mod state;
 mod terminal;

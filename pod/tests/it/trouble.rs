@@ -114,22 +114,7 @@ fn a_killed_init_ends_the_pod_and_a_killed_holder_too() {
 fn all_of_ours_killed_at_once_is_lost_and_can_be_removed() {
     let host = Host::new();
     sleeper(&host);
-    let supervisor = host.pid("s", "supervisor");
-    let init = host.pid("s", "init");
-    let stat = std::fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap();
-    let holder: i32 = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_ascii_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    kill(Pid::from_raw(holder), Signal::SIGSTOP).unwrap();
-    end(supervisor);
-    end(holder);
-    end(init);
+    host.end_holder("s");
     let said = host.pod(&["wait", "s"]);
     assert_eq!(said.code, 125, "{said:?}");
     assert!(

@@ -78,15 +78,8 @@ impl Trusted {
         let set = self.set();
         // Init has one thread; only while a builder is there can a thread of ours have another number.
         set.contains(&tid)
-            || (set.len() > 1 && process_of(tid).is_some_and(|pid| set.contains(&pid)))
+            || (set.len() > 1 && call::process_of(tid).is_ok_and(|pid| set.contains(&pid)))
     }
-}
-
-/// The process of a thread (`Tgid` of proc_pid_status(5)).
-fn process_of(tid: pid_t) -> Option<pid_t> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    tgid.trim().parse().ok()
 }
 
 /// The tables as the engine and others share them.

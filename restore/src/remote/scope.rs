@@ -11,6 +11,12 @@ use libc::pid_t;
 use super::{Batch, Results};
 use crate::error::{Error, Result};
 
+/// Whether the stub is where it belongs, and is ours.
+fn has_stub(task: &Stopped) -> bool {
+    let mut there = vec![0u8; stub::code().len()];
+    task.read(stub::ADDR, &mut there).is_ok() && there == stub::code()
+}
+
 /// A stopped task whose registers and signal mask are saved and which has the stub mapped.
 pub struct Scope {
     task: Stopped,
@@ -36,6 +42,10 @@ impl Scope {
     /// The task is gone, or has something of its own where the stub lies.
     pub fn map_stub(task: Stopped, syscall_at: u64) -> Result<Self> {
         let mut scope = Self::with_stub(task)?;
+        if has_stub(&scope.task) {
+            // A task of a pod whose names are intercepted has it from a detour.
+            return Ok(scope);
+        }
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let args = [stub::ADDR, stub::LEN, rw, flags, u64::MAX, 0];

@@ -280,6 +280,7 @@ struct Lent {
     regs: Regs,
     mask: u64,
     stopped_by: Option<i32>,
+    waiting: Option<Waiting>,
 }
 
 impl Lent {
@@ -289,6 +290,7 @@ impl Lent {
             regs: task.stopped.regs()?,
             mask: task.stopped.sigmask()?,
             stopped_by: task.stopped_by,
+            waiting: task.waiting,
         })
     }
 
@@ -302,10 +304,11 @@ impl Lent {
         }
         stopped.set_regs(&self.regs).ok()?;
         stopped.set_sigmask(self.mask).ok()?;
-        let stopped_by = self.stopped_by;
+        let (stopped_by, waiting) = (self.stopped_by, self.waiting);
         Some(Task {
             stopped,
             stopped_by,
+            waiting,
         })
     }
 }

@@ -6,10 +6,11 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -58,31 +59,64 @@ pub(crate) fn worker(
     Ok(status)
 }
 
-/// The name server and the configuration it runs with.
+/// Keeps the name server, on a thread of its own: the kernel ends a process that wants to end with its
+/// parent when the *thread* that made it ends (`PR_SET_PDEATHSIG`), and connections come and go.
 struct NameServer {
-    running: Mutex<Option<(Child, String)>>,
+    wishes: SyncSender<Wish>,
 }
 
+/// To run with the configuration as it is now; answered when that is so.
+type Wish = SyncSender<Result<()>>;
+
 impl NameServer {
+    fn keep(root: PathBuf) -> Result<Self> {
+        let (wishes, queue) = sync_channel::<Wish>(MOST);
+        let keeper = move || {
+            let mut running = None;
+            for wish in queue {
+                // Whoever wished may be gone.
+                let _ = wish.send(refresh(&root, &mut running));
+            }
+        };
+        std::thread::Builder::new()
+            .name("name-server".into())
+            .spawn(keeper)
+            .context("start a thread")?;
+        Ok(Self { wishes })
+    }
+
     /// Starts it, or starts it again where its configuration has changed.
-    fn refresh(&self, root: &Path) -> Result<()> {
-        let wanted = Settings::of(root)?
-            .server
-            .map(|server| toml::to_string(&server))
-            .transpose()
-            .context("encode TOML")?;
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().map(|(_, with)| with) == wanted.as_ref() {
+    fn refresh(&self) -> Result<()> {
+        let (answer, done) = sync_channel(1);
+        self.wishes
+            .send(answer)
+            .context("the name server's thread is gone")?;
+        done.recv().context("the name server's thread is gone")?
+    }
+}
+
+fn refresh(root: &Path, running: &mut Option<(Child, String)>) -> Result<()> {
+    let wanted = Settings::of(root)?
+        .server
+        .map(|server| toml::to_string(&server))
+        .transpose()
+        .context("encode TOML")?;
+    if let Some((child, with)) = running {
+        let lives = child
+            .try_wait()
+            .context("look at the name server")?
+            .is_none();
+        if lives && Some(&*with) == wanted.as_ref() {
             return Ok(());
         }
-        if let Some((child, _)) = running.take() {
-            stop(child)?;
-        }
-        *running = wanted
-            .map(|wanted| Ok::<_, anyhow::Error>((start(root)?, wanted)))
-            .transpose()?;
-        Ok(())
     }
+    if let Some((child, _)) = running.take() {
+        stop(child)?;
+    }
+    *running = wanted
+        .map(|wanted| Ok::<_, anyhow::Error>((start(root)?, wanted)))
+        .transpose()?;
+    Ok(())
 }
 
 /// Starts a name server and waits until it answers.
@@ -124,7 +158,8 @@ fn start(root: &Path) -> Result<Child> {
 }
 
 fn stop(mut child: Child) -> Result<()> {
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).context("stop the name server")?;
+    // Not waited for yet, so the pid is still its own; one that has ended needs no signal.
+    let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
     child.wait().context("wait for the name server").map(drop)
 }
 
@@ -141,10 +176,8 @@ pub(crate) fn listen(store: &Store, told: Option<SocketAddr>) -> Result<()> {
         "choose another address with --listen",
     )?;
     sweep::sweep(store)?;
-    let names = NameServer {
-        running: Mutex::default(),
-    };
-    names.refresh(store.root())?;
+    let names = NameServer::keep(store.root().to_owned())?;
+    names.refresh()?;
     tracing::info!(%at, "agent ready");
     let shared = Arc::new((store.clone(), names, AtomicUsize::new(0)));
     for stream in listener.incoming() {
@@ -165,7 +198,7 @@ fn welcome(shared: &Arc<(Store, NameServer, AtomicUsize)>, stream: TcpStream) {
     let shared = Arc::clone(shared);
     std::thread::spawn(move || {
         let (store, names, count) = &*shared;
-        let served = serve(store, stream).and_then(|()| names.refresh(store.root()));
+        let served = serve(store, stream).and_then(|()| names.refresh());
         if let Err(error) = served {
             tracing::warn!(error = format!("{error:#}"), "a connection");
         }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::init_link::InitLink;
+use super::publish::Publisher;
 use super::{Event, Supervised, names};
 use crate::cleanup;
 use crate::failure::Failure;
@@ -20,11 +21,25 @@ pub(super) enum Ending {
     Failed(Failure),
 }
 
+impl Ending {
+    /// Whether the pod lives on another host, which has its name.
+    fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Over(Event::Moved(_) | Event::Returned))
+    }
+}
+
 /// Ends the pod.
-pub(super) fn end(supervised: &Supervised, ending: Ending) -> Result<()> {
+pub(super) fn end(
+    supervised: &Supervised,
+    ending: Ending,
+    publisher: Option<Publisher>,
+) -> Result<()> {
     let init = supervised.facts().init.clone();
     if let Some(init) = init {
         end_init(&init)?;
+    }
+    if let Some(publisher) = publisher {
+        publisher.end(!ending.is_elsewhere());
     }
     names::clean(supervised);
     let made = supervised.facts().state.made.clone();

@@ -26,6 +26,7 @@ mod leaving;
 mod names;
 mod numbers;
 mod process;
+mod publish;
 mod restart;
 mod serve;
 mod streams;
@@ -197,11 +198,12 @@ fn live(
     first: bool,
 ) -> Result<()> {
     let started = begun.and_then(|begun| launch::go_on(supervised, begun, first));
-    let ending = match started {
-        Ok(()) => wait(supervised, events).map(end::Ending::Over)?,
-        Err(error) => end::Ending::Failed(Failure::of(&error)),
+    let publisher = started.and_then(|()| publish::Publisher::start(supervised));
+    let (ending, publisher) = match publisher {
+        Ok(publisher) => (wait(supervised, events).map(end::Ending::Over)?, publisher),
+        Err(error) => (end::Ending::Failed(Failure::of(&error)), None),
     };
-    end::end(supervised, ending)
+    end::end(supervised, ending, publisher)
 }
 
 fn wait(supervised: &Supervised, events: &Receiver<Event>) -> Result<Event> {

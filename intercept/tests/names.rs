@@ -69,3 +69,10 @@ fn host_names_are_the_pods() {
     let after = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_eq!(host, after);
 }
+
+#[test]
+fn a_debugger_in_the_pod_hinders_nobody() {
+    let script = "/bin/true; (exit 3); echo $?; echo end";
+    let traced = ["-f", "-qq", "-o", "/dev/null", "sh", "-c", script];
+    assert_eq!(inside("strace", &traced), "3\nend\n");
+}

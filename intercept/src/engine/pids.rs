@@ -135,10 +135,26 @@ fn course(row: &Row) -> Course {
     }
 }
 
+/// `PTRACE_TRACEME` of `linux/ptrace.h`.
+const TRACEME: u64 = 0;
+
+/// What a task gets that a debugger in the pod traces, so that we cannot: its children under
+/// their real numbers, as it makes and awaits them; and no way to name a task of the host.
+fn untraceable(row: &Row) -> Reply {
+    match row.nr {
+        Sysno::wait4 | Sysno::waitid | Sysno::setsid | Sysno::set_tid_address => Reply::Continue,
+        _ => Reply::Errno(libc::EPERM),
+    }
+}
+
 /// Everything that is a call of the task itself with numbers in and out.
 pub(crate) fn detour(row: &'static Row, call: &Call<'_>, tables: &mut Tables) -> Served {
     if row.nr == Sysno::kill && call.int(0) == -1 {
         return broadcast(call, tables);
+    }
+    if row.nr == Sysno::ptrace && call.n.args[0] == TRACEME {
+        // It is about the caller alone, and cannot be made while we trace the caller.
+        return Ok(Outcome::Reply(Reply::Continue));
     }
     // So that the caller, too, is known when somebody asks for its parent's children.
     tables.pids.virt_or_new(own(call)?);
@@ -149,7 +165,7 @@ pub(crate) fn detour(row: &'static Row, call: &Call<'_>, tables: &mut Tables) ->
         data: None,
         course: course(row),
         back: Box::new(move |task, result, tables| back(row, info, task, result, tables)),
-        untraceable: Reply::Errno(libc::EPERM),
+        untraceable: untraceable(row),
     })))
 }
 
@@ -160,7 +176,8 @@ fn back(row: &Row, info: Option<u64>, task: &Stopped, result: i64, tables: &mut 
     }
     match row.ret {
         Kind::Pid | Kind::Tid | Kind::Pgid | Kind::Sid if result > 0 => {
-            i64::from(tables.pids.virt(result as pid_t).unwrap_or(0))
+            // A child that a debugger saw born, and not we, gets its number now.
+            i64::from(tables.pids.virt_or_new(result as pid_t))
         }
         _ => result,
     }
@@ -204,7 +221,7 @@ pub(crate) fn fork(row: &Row, call: &Call<'_>, tables: &mut Tables) -> Served {
             child_word: word(libc::CLONE_CHILD_SETTID, words.1),
         },
         back: Box::new(|_, child, tables| i64::from(tables.pids.virt(child as pid_t).unwrap_or(0))),
-        untraceable: Reply::Errno(libc::EAGAIN),
+        untraceable: Reply::Continue,
     })))
 }
 

@@ -82,8 +82,11 @@ impl Client {
     /// Asks and waits for the answer.
     pub(crate) fn ask(&self, ask: &Ask) -> Result<(Told, Vec<OwnedFd>)> {
         self.send(ask, &[])?;
-        self.receive()?
-            .context("the pod's supervisor went away before it answered")
+        self.receive()?.ok_or_else(|| {
+            Failure::new("the pod's supervisor went away before it answered")
+                .hint("another takes its place: see with pod ps how the pod is, and try again")
+                .into()
+        })
     }
 }
 

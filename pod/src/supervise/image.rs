@@ -3,13 +3,14 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::BufReader;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use anyhow::{Context, Result};
 use intercept::names::Tables;
 use restore::image::{Image, Record, Writer};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
 use crate::store::Config;
 
 /// The pod of an image: record 0 of its kind.
@@ -72,6 +73,12 @@ pub(crate) fn unpack_layer(image: &Path, layer: &Path) -> Result<()> {
         .keys()
         .filter_map(|name| Some((name, name.strip_prefix(LAYER)?)))
     {
+        let plain = matches!(
+            Path::new(part).components().next(),
+            Some(Component::Normal(_))
+        );
+        let why = || Failure::new(format!("{part:?} is no name of a part of a layer"));
+        anyhow::ensure!(plain && !part.contains('/'), why());
         let directory = layer.join(part);
         let made = DirBuilder::new()
             .recursive(true)

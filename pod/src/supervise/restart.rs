@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -46,6 +47,7 @@ pub(super) fn wake(
         .context("the pod has no init")?;
     let link = Arc::clone(link);
     let held_by = supervised.held_by()?;
+    let proof = prove(path.clone());
     let woken = supervised.tracer()?.run(move |locals| {
         let woken = wake_here(&link, held_by, &path, &streams);
         match woken {
@@ -60,7 +62,27 @@ pub(super) fn wake(
         }
     });
     let main = woken.context("the tracer thread is gone")??;
-    Ok(main)
+    match proof.join() {
+        Ok(Ok(())) => Ok(main),
+        Ok(Err(error)) => {
+            kill_held(supervised, init)?;
+            Err(error.into())
+        }
+        Err(_) => anyhow::bail!("the thread that verifies the image is gone"),
+    }
+}
+
+/// Proves the image whole while the pod is rebuilt from it: nothing of it runs before.
+fn prove(path: PathBuf) -> JoinHandle<restore::Result<()>> {
+    std::thread::spawn(move || Image::open(&path)?.verify())
+}
+
+fn kill_held(supervised: &Supervised, init: i32) -> Result<()> {
+    let killed = supervised.tracer()?.run(move |locals| {
+        drop(locals.take::<Held>());
+        restore::freeze::kill_all(init)
+    });
+    Ok(killed.context("the tracer thread is gone")??)
 }
 
 /// Lets a held pod run.

@@ -38,14 +38,14 @@ fn count(host: &Host, pod: &str) -> String {
     fs::read_to_string(format!("/proc/{init}/root/dev/shm/count")).unwrap_or_default()
 }
 
-fn goes_on(host: &Host, pod: &str) {
+pub(crate) fn goes_on(host: &Host, pod: &str) {
     let before = count(host, pod);
     while count(host, pod) == before || count(host, pod).is_empty() {
         std::thread::yield_now();
     }
 }
 
-fn first_line(host: &Host, pod: &str) -> String {
+pub(crate) fn first_line(host: &Host, pod: &str) -> String {
     let mut logs = host.start(&["logs", "-f", pod]);
     let mut line = String::new();
     let mut out = BufReader::new(logs.stdout.take().unwrap());

@@ -5,10 +5,13 @@
 mod check;
 mod files;
 mod host;
+mod image;
+mod killed;
 mod life;
 mod limits;
 mod network;
 mod rootless;
+mod sleeping;
 mod state;
 mod terminal;
 mod trouble;

@@ -120,7 +120,9 @@ fn character(device: u64) -> Option<&'static str> {
 }
 
 /// A socket by family, type and protocol; the first line that matches counts.
-const SOCKETS: &[(i32, Option<i32>, Option<i32>, &str, &str)] = &[
+type Line = (i32, Option<i32>, Option<i32>, &'static str, &'static str);
+
+const SOCKETS: &[Line] = &[
     (libc::AF_UNIX, None, None, "unix", "a unix socket"),
     (
         libc::AF_INET,

@@ -1,4 +1,5 @@
-//! The header: what the image is, and proof that the rest of it is whole.
+//! The header: what the image is, and proof that the rest of it is whole. Its own hash follows it in its
+//! file: 32 bytes of BLAKE3.
 
 use std::collections::BTreeMap;
 

@@ -5,14 +5,14 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs::File,
-    io::{BufReader, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use super::{Envelope, FORMAT, FileSum, HEADER, Header, PAGES, RECORDS, Record, write::sum_file};
 use crate::error::{Error, Result};
 
-const DAMAGED: &str = "its contents differ from the header's hash";
+const DAMAGED: &str = "its contents differ from their hash";
 
 /// No header is longer than this, in bytes.
 const HEADER_MAX: u64 = 1 << 20;
@@ -176,12 +176,20 @@ fn read_header(path: &Path) -> Result<Header> {
         std::io::ErrorKind::NotFound => bad(path, "not an image (it has no header)"),
         _ => Error::file("open", &file, e),
     })?;
-    let value: ciborium::Value = ciborium::from_reader(BufReader::new(open.take(HEADER_MAX)))
-        .map_err(|e| bad(path, format!("its header does not decode: {e}")))?;
+    let mut bytes = Vec::new();
+    open.take(HEADER_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::file("read", &file, e))?;
+    let undecoded =
+        |e: &dyn std::fmt::Display| bad(path, format!("its header does not decode: {e}"));
+    let mut rest = &bytes[..];
+    let value: ciborium::Value = ciborium::from_reader(&mut rest).map_err(|e| undecoded(&e))?;
+    // A newer format may do all that follows in another way.
     check_format(path, &value)?;
-    let header: Header = value
-        .deserialized()
-        .map_err(|e| bad(path, format!("its header does not decode: {e}")))?;
+    if blake3::hash(&bytes[..bytes.len() - rest.len()]).as_bytes() != rest {
+        return Err(bad(&file, DAMAGED));
+    }
+    let header: Header = value.deserialized().map_err(|e| undecoded(&e))?;
     if let Some(name) = header
         .files
         .keys()

@@ -234,6 +234,7 @@ fn write_header(directory: &Path, header: &Header) -> Result<()> {
     })?;
     let mut out = Summed::create(directory.join(HEADER))?;
     out.write(&bytes)?;
+    out.write(blake3::hash(&bytes).as_bytes())?;
     out.finish().map(drop)
 }
 

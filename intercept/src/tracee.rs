@@ -490,6 +490,21 @@ impl Stopped {
         self.resume("CONT", libc::PTRACE_CONT, signal)
     }
 
+    /// Brings the task from the stop of a step or a signal to one that leaves nothing behind: should its
+    /// tracer be killed now, it goes on. From the other stops it would go on with their signal (a
+    /// SIGTRAP, which ends most programs). No instruction of the task runs.
+    ///
+    /// # Errors
+    /// [`TraceError::Gone`]; [`TraceError::Astray`] for another stop than the one asked for.
+    pub fn rest(self) -> Result<Self> {
+        self.request("INTERRUPT", libc::PTRACE_INTERRUPT, 0, 0)?;
+        let rested = self.cont(0)?.wait_stopped()?;
+        match rested.stop {
+            Stop::Interrupt | Stop::Group(_) => Ok(rested),
+            stop => Err(rested.astray(stop)),
+        }
+    }
+
     /// Lets the task go on to the next syscall entry or exit.
     ///
     /// # Errors

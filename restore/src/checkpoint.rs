@@ -332,7 +332,7 @@ fn ask_all(process: &mut FrozenProcess, numbers: &HashMap<pid_t, i32>) -> Result
             waiting: task.waiting,
         });
     }
-    let stopped = scope.unmap_stub(gate)?;
+    let stopped = scope.unmap_stub(gate)?.rest()?;
     process.threads.push(Task {
         stopped,
         stopped_by: leader.stopped_by,
@@ -399,7 +399,7 @@ fn ask_thread(
     let own = thread::ask(&mut batch);
     let (results, scope) = scope.run(batch)?;
     let record = read_thread(&own, &results, &scope, waiting, numbers)?;
-    Ok((record, scope.end()?))
+    Ok((record, scope.end()?.rest()?))
 }
 
 fn read_thread(

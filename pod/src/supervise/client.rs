@@ -11,10 +11,11 @@ use crate::failure::Failure;
 use crate::messages::{Ask, Outcome, Told};
 use crate::store::Pod;
 use crate::watch::Watch;
-use crate::wire::Wire;
+use crate::wire::{Wire, WireError};
 
 /// A conversation with a pod's supervisor.
 pub(crate) struct Client {
+    pod: Pod,
     wire: Wire,
 }
 
@@ -59,6 +60,7 @@ impl Client {
         let path = format!("/proc/self/fd/{}/ctl.sock", directory.as_raw_fd());
         match connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?) {
             Ok(()) => Ok(Some(Self {
+                pod: pod.clone(),
                 wire: socket.into(),
             })),
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => Ok(None),
@@ -79,14 +81,27 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer.
+    /// Asks and waits for the answer. What never reached a supervisor, because it died, is asked again of the
+    /// next; a question that changes nothing too when the answer does not come.
     pub(crate) fn ask(&self, ask: &Ask) -> Result<(Told, Vec<OwnedFd>)> {
-        self.send(ask, &[])?;
-        self.receive()?.ok_or_else(|| {
-            Failure::new("the pod's supervisor went away before it answered")
-                .hint("another takes its place: see with pod ps how the pod is, and try again")
-                .into()
-        })
+        let answer = match self.wire.send(ask, &[]) {
+            Ok(()) => self.receive()?,
+            Err(WireError::Send(Errno::EPIPE | Errno::ECONNRESET)) => {
+                return Self::to_live(&self.pod)?.ask(ask);
+            }
+            Err(error) => return Err(error).context("ask the pod's supervisor"),
+        };
+        match answer {
+            Some(answer) => Ok(answer),
+            None if matches!(ask, Ask::Processes | Ask::Check) => {
+                Self::to_live(&self.pod)?.ask(ask)
+            }
+            None => Err(
+                Failure::new("the pod's supervisor went away before it answered")
+                    .hint("another takes its place: see with pod ps how the pod is, and try again")
+                    .into(),
+            ),
+        }
     }
 }
 

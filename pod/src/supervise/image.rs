@@ -10,7 +10,7 @@ use intercept::names::Tables;
 use restore::image::{Image, Record, Writer};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Hinted};
 use crate::store::Config;
 
 /// The pod of an image: record 0 of its kind.
@@ -88,7 +88,12 @@ pub(crate) fn unpack_layer(image: &Path, layer: &Path) -> Result<()> {
         let path = image.join(name);
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         let upper = directory.join("upper");
-        restore::resource::layer::unpack(&mut BufReader::with_capacity(1 << 20, file), &upper)?;
+        let unpacked =
+            restore::resource::layer::unpack(&mut BufReader::with_capacity(1 << 20, file), &upper);
+        unpacked.hinted(
+            format!("unpack {}", path.display()),
+            "pod image verify tells whether the image is whole",
+        )?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use restore::image::Image;
+use restore::image::{Image, Record};
 use restore::resource::ObjectId;
 use restore::restart::{self, Held, Site};
 use restore::service::Client;
@@ -101,6 +101,7 @@ fn wake_here(
     streams: &[(String, OwnedFd)],
 ) -> Result<(i32, Held)> {
     let image = Image::open(path)?;
+    restart::all_known(&image, &[PodRecord::KIND])?;
     let pod: PodRecord = image.get(0)?;
     let spare = held_by.wanted(restart::spare_pid(&image)?);
     let mut site = PodSite::new((link, held_by), path, streams, spare)?;

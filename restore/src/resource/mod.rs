@@ -135,6 +135,30 @@ pub(crate) fn has_room(kind: &str) -> bool {
     ROOMS.iter().any(|(name, ..)| *name == kind)
 }
 
+/// Kinds of records beside the descriptions: what belongs to processes, to the pod, or links descriptions.
+const OTHERS: &[&str] = &[
+    "description",
+    "epoll-watches",
+    "ipc-limits",
+    "locks",
+    "mm",
+    "mqueue",
+    "msg",
+    "process",
+    "process-locks",
+    "sem",
+    "shm",
+    "tcp-links",
+    "terminal-pair",
+    "terminal-session",
+    "tmpfs",
+];
+
+/// True for a kind of record that a restart heeds.
+pub(crate) fn is_known(kind: &str) -> bool {
+    OTHERS.contains(&kind) || has_room(kind)
+}
+
 descriptions! {
     tty::Tty,
     stream::Stream,

@@ -19,7 +19,7 @@ mod dress;
 mod puppet;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use intercept::tracee::Stopped;
 use libc::pid_t;
@@ -29,7 +29,7 @@ use crate::{
     error::{Error, Result},
     image::Image,
     resource::{
-        ObjectId, lock,
+        self, ObjectId, lock,
         mm::Mm,
         process::{Process, State},
         tty,
@@ -188,6 +188,26 @@ impl Plan {
 /// [`Error::Image`] when the records do not decode.
 pub fn spare_pid(image: &Image) -> Result<i32> {
     Ok(Plan::read(image)?.last_pid() + 1)
+}
+
+/// Proves that nothing in an image would be lost unread; `others` are the kinds of records that the
+/// caller heeds itself.
+///
+/// # Errors
+/// [`Error::Image`] with the kinds that nobody knows.
+pub fn all_known(image: &Image, others: &[&str]) -> Result<()> {
+    let kinds = image.envelopes().map(|e| e.kind.as_str());
+    let unknown: BTreeSet<&str> = kinds
+        .filter(|kind| !resource::is_known(kind) && !others.contains(kind))
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let kinds = unknown.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Error::Image {
+        path: image.path().to_owned(),
+        why: format!("records of unknown kind: {kinds}"),
+    })
 }
 
 /// Rebuilds the pod of an image. The builder has made its descriptions before.

@@ -62,7 +62,6 @@ impl Keys {
         );
         let file = host.directory().join("sshd_config");
         fs::write(&file, configuration)?;
-        host.shell("mkdir -p /run/sshd")?.ok()?;
         let words = ["/usr/sbin/sshd", "-D", "-e", "-f", &file.to_string_lossy()];
         let child = host.spawn(&words, &host.directory().join("sshd.log"))?;
         eventually("sshd to listen", || {

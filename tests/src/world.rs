@@ -61,6 +61,8 @@ impl World {
         )?;
         for host in [&source, &destination, &desk] {
             connect(&switch, host)?;
+            // Debian's sshd wants it, and systemd makes it.
+            host.shell("mkdir /run/sshd")?.ok()?;
         }
         let mut world = Self {
             source,

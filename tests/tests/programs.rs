@@ -4,8 +4,8 @@
 //! then in a pod, and so on.
 
 use anyhow::Result;
-use tests::Backing::Kernel;
-use tests::{Journey, program, travel};
+use tests::Backing::{Kernel, Notify};
+use tests::{Journey, Way, program, travel};
 
 macro_rules! journeys {
     ($($module:ident: $program:ident [$($name:ident = $journey:expr),* $(,)?])*) => {
@@ -20,16 +20,16 @@ macro_rules! journeys {
 }
 
 journeys! {
-    counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    postgres: Postgres [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    objects: Objects [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
-    bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel)]
+    counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), across = Journey::Checkpoint(Kernel, Notify), notify = Journey::Pod(Notify), back = Journey::Checkpoint(Notify, Kernel), by_ssh = Journey::Move(Way::Ssh), by_agent = Journey::Move(Way::Agent)]
+    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    postgres: Postgres [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    python: Python [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    threads: Threads [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    forest: Forest [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    objects: Objects [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    node: Node [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    go: Go [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    bash: Bash [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
 }

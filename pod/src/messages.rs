@@ -167,6 +167,8 @@ pub(crate) enum ToInit {
     Adopt { vpid: i32 },
     /// Send a signal from inside the pod.
     Kill { vpid: i32, signal: i32 },
+    /// Say again how the main program ended, if it has: a supervisor may have died of hearing it.
+    Repeat,
     /// End everything and exit.
     Shutdown,
 }

@@ -21,18 +21,15 @@ pub(super) fn exit_of(pod: &Pod) -> Result<Exit> {
         {
             return Ok(exit);
         }
-        if let Some(exit) = written_exit(pod)? {
+        let state = pod.state()?;
+        if let Some(exit) = state.finished.and(state.exit) {
             return Ok(exit);
         }
     }
-    match written_exit(pod)? {
+    match pod.state()?.exit {
         Some(exit) => Ok(exit),
         None => Err(no_exit(pod)?.into()),
     }
-}
-
-fn written_exit(pod: &Pod) -> Result<Option<Exit>> {
-    Ok(pod.state()?.exit)
 }
 
 fn no_exit(pod: &Pod) -> Result<Failure> {

@@ -55,6 +55,8 @@ struct Init {
     /// `cgroup.procs` of the groups programs belong to.
     groups: Vec<OwnedFd>,
     listener: Option<OwnedFd>,
+    /// The main program's end: its order and its status.
+    ended: Option<(u64, i32)>,
     over: bool,
 }
 
@@ -72,6 +74,7 @@ pub(crate) fn run(wire: Wire) -> Result<()> {
         known: BTreeMap::new(),
         groups: Vec::new(),
         listener: None,
+        ended: None,
         over: false,
     };
     while !init.over {
@@ -180,6 +183,12 @@ impl Init {
                 send_signal(vpid, signal)?;
                 done()
             }
+            ToInit::Repeat => {
+                if let Some((order, status)) = self.ended {
+                    self.exited(Known { main: true, order }, status);
+                }
+                done()
+            }
             ToInit::Shutdown => {
                 self.over = true;
                 done()
@@ -206,6 +215,18 @@ impl Init {
         }
     }
 
+    fn exited(&mut self, Known { main, order }: Known, status: i32) {
+        if main {
+            self.ended = Some((order, status));
+        }
+        let told = FromInit::Exited {
+            order,
+            main,
+            status,
+        };
+        self.tell(&told, &[]);
+    }
+
     fn reap(&mut self) -> Result<()> {
         loop {
             let mut status = 0;
@@ -214,15 +235,8 @@ impl Init {
             match Errno::result(pid) {
                 Ok(0) | Err(Errno::ECHILD) => return Ok(()),
                 Ok(vpid) => {
-                    if let Some(Known { main, order }) = self.known.remove(&vpid) {
-                        self.tell(
-                            &FromInit::Exited {
-                                order,
-                                main,
-                                status,
-                            },
-                            &[],
-                        );
+                    if let Some(known) = self.known.remove(&vpid) {
+                        self.exited(known, status);
                     }
                 }
                 Err(Errno::EINTR) => {}

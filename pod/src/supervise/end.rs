@@ -97,6 +97,9 @@ fn conclude(state: &mut State, ending: Ending) {
         }
         Ending::Over(event) => {
             state.phase = Phase::Exited;
+            if state.exit.is_some() {
+                return;
+            }
             state.exit = Some(Exit::Signal(libc::SIGKILL));
             let reason = match event {
                 Event::HolderGone => "the holder was killed",

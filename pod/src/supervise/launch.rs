@@ -71,6 +71,10 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
     if !is_live(phase) {
         return Err(Failure::new("the supervisor died while the pod was being started").into());
     }
+    if link.order(ToInit::Repeat, &[]).is_err() {
+        // The pod is ending; its end is recorded when the loss of init is dealt with.
+        tracing::debug!("init is gone");
+    }
     let made = supervised.facts().state.made.clone();
     crate::cleanup::remove_images(&made)?;
     supervised.change(|state| state.made.images.clear())?;

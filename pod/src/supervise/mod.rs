@@ -209,6 +209,10 @@ fn live(
 fn wait(supervised: &Supervised, events: &Receiver<Event>) -> Result<Event> {
     tracing::info!(pod = supervised.pod.id, "supervising");
     let event = events.recv().context("the events ended")?;
+    if let Event::MainExited(status) = event {
+        // Before anything is ended: should we die meanwhile, the next supervisor finds init gone.
+        supervised.change(|state| state.exit = Some(Exit::of(status)))?;
+    }
     // A move that is under way knows better why the pod ends.
     let _over = supervised.moving.lock();
     let moved = supervised.facts().moved_to.clone();

@@ -88,6 +88,30 @@ fn an_exit_while_no_supervisor_lives_is_not_lost() {
 }
 
 #[test]
+fn a_supervisor_killed_at_any_point_of_the_end_loses_no_exit() {
+    let host = Host::new();
+    for turn in 0..6 {
+        let name = format!("s{turn}");
+        let script = "read x < /dev/shm/go; exit 9";
+        let make = format!("busybox mkfifo /dev/shm/go; {script}");
+        host.good(&[
+            "run", "-d", "--name", &name, "--", "busybox", "sh", "-c", &make,
+        ]);
+        let supervisor = host.pid(&name, "supervisor");
+        let there = "until [ -p /dev/shm/go ]; do :; done; echo > /dev/shm/go";
+        // Its own end may come with the pod's.
+        host.pod(&["exec", &name, "--", "busybox", "sh", "-c", there]);
+        // Later each time: before, while and after the exit is dealt with.
+        for _ in 0..turn * 200 {
+            std::thread::yield_now();
+        }
+        let killed = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
+        assert!(killed.is_ok() || turn > 0);
+        assert_eq!(host.pod(&["wait", &name]).code, 9, "turn {turn}");
+    }
+}
+
+#[test]
 fn a_killed_init_ends_the_pod_and_a_killed_holder_too() {
     let host = Host::new();
     sleeper(&host);

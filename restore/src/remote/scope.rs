@@ -11,6 +11,10 @@ use libc::pid_t;
 use super::{Batch, Results};
 use crate::error::{Error, Result};
 
+/// Calls that we have a task run end in a SIGTRAP. The kernel forces it: were it blocked, its handler
+/// would be reset and the signal unblocked (`force_sig_info_to_task` of `kernel/signal.c`).
+const ALL_BUT_TRAP: u64 = !(1 << (libc::SIGTRAP - 1));
+
 /// Whether the stub is where it belongs, and is ours.
 fn has_stub(task: &Stopped) -> bool {
     let mut there = vec![0u8; stub::code().len()];
@@ -31,7 +35,7 @@ impl Scope {
     /// The task is gone.
     pub fn with_stub(task: Stopped) -> Result<Self> {
         let (saved, mask) = (task.regs()?, task.sigmask()?);
-        task.set_sigmask(!0)?;
+        task.set_sigmask(ALL_BUT_TRAP)?;
         Ok(Self { task, saved, mask })
     }
 

@@ -2,14 +2,18 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cleanup;
 use crate::cli::Remove;
 use crate::failure::Failure;
 use crate::layer::changes;
 use crate::messages::Ask;
+use crate::process::descendants;
 use crate::store::{Base, Config, Pod, Store};
 use crate::supervise::Client;
 use crate::userns;
@@ -46,15 +50,59 @@ fn refuse_running(pod: &Pod) -> Result<()> {
     pod.until_let_go()
 }
 
-/// Ends a pod at once.
+/// How long a supervisor may take to end its pod before it is ended together with it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends a pod at once; one whose supervisor does not answer is killed with all that is around it.
 fn end(pod: &Pod) -> Result<()> {
-    if let Some(client) = Client::connect(pod)? {
+    let client = Client::connect(pod)?;
+    if let Some(client) = &client {
         // It may be ending already.
-        let _ = client
-            .send(&Ask::Stop { seconds: 0 }, &[])
-            .and_then(|()| client.receive());
+        let _ = client.send(&Ask::Stop { seconds: 0 }, &[]);
+    }
+    if !let_go_within(pod, PATIENCE)? {
+        kill_around(pod)?;
     }
     pod.until_let_go()
+}
+
+/// Whether the holder ends in time. A lock cannot be waited for with a deadline: it is looked at again.
+fn let_go_within(pod: &Pod, patience: Duration) -> Result<bool> {
+    let until = Instant::now() + patience;
+    while pod.is_held()? {
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(true)
+}
+
+/// Kills holder, supervisor and every process of a pod.
+fn kill_around(pod: &Pod) -> Result<()> {
+    let state = pod.written_state()?;
+    let supervisor = state.supervisor.filter(|pid| is_of(*pid, &pod.id));
+    let holder = supervisor
+        .and_then(parent_of)
+        .filter(|pid| is_of(*pid, &pod.id));
+    // The holder first: it would bring the supervisor back.
+    let ours = holder.into_iter().chain(supervisor);
+    let programs = state.init.filter(|_| supervisor.is_some()).into_iter();
+    let programs = programs.flat_map(|init| descendants(init).into_iter().chain([init]));
+    for pid in ours.chain(programs.collect::<Vec<_>>()) {
+        // One that has just ended is what we want.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    Ok(())
+}
+
+/// Whether a process is one of ours around this pod: its command line ends with the pod's id.
+fn is_of(pid: i32, id: &str) -> bool {
+    crate::process::command_line(pid).ends_with(id)
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    intercept::names::pids::stat(pid).map(|stat| stat.ppid)
 }
 
 fn ask(pod: &Pod) -> Result<()> {

@@ -63,7 +63,7 @@ pub(crate) struct Begun {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Entry {
     /// The first.
-    Begun(Begun),
+    Begun(Box<Begun>),
     /// A phase begins.
     Entered(Phase),
     /// The outcome is known.
@@ -114,7 +114,7 @@ impl Journal {
         }
         let fresh = path.with_extension("new");
         let mut file = create(&fresh).with_context(|| format!("create {}", fresh.display()))?;
-        append(&mut file, &Entry::Begun(begun.clone()))
+        append(&mut file, &Entry::Begun(Box::new(begun.clone())))
             .with_context(|| format!("write {}", fresh.display()))?;
         file.sync_data()
             .with_context(|| format!("sync {}", fresh.display()))?;
@@ -123,7 +123,7 @@ impl Journal {
         Ok(Self {
             path: path.to_owned(),
             file,
-            entries: vec![Entry::Begun(begun.clone())],
+            entries: vec![Entry::Begun(Box::new(begun.clone()))],
             begun,
         })
     }
@@ -156,7 +156,7 @@ impl Journal {
         Ok(Some(Self {
             path: path.to_owned(),
             file,
-            begun,
+            begun: *begun,
             entries,
         }))
     }

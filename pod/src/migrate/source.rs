@@ -387,7 +387,7 @@ impl Course<'_> {
 
     /// Tells the destination, if it can be told and does not know: whoever hears nothing more gives up too.
     fn give_up(&mut self, error: &anyhow::Error) {
-        if error.chain().any(|cause| cause.is::<LinkError>()) {
+        if error.chain().any(<dyn std::error::Error>::is::<LinkError>) {
             self.source.conn.cut();
             return;
         }

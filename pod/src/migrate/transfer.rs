@@ -97,8 +97,10 @@ impl<'a> Sender<'a> {
 
     /// A receiver that refuses closes; its reason is what to report then.
     fn heard(&mut self, sent: Result<(), LinkError>) -> Result<()> {
-        while matches!(sent, Err(LinkError::Closed)) {
-            self.credit()?;
+        if matches!(sent, Err(LinkError::Closed)) {
+            loop {
+                self.credit()?;
+            }
         }
         Ok(sent?)
     }
@@ -106,7 +108,7 @@ impl<'a> Sender<'a> {
     fn credit(&mut self) -> Result<()> {
         match self.conn.answer()? {
             Answer::Received(total) if total > self.credited && total <= self.sent => {
-                self.credited = total
+                self.credited = total;
             }
             other => return Err(unexpected("Received", &other).into()),
         }
@@ -139,7 +141,7 @@ impl Receiver {
         path: &Path,
         mode: u32,
     ) -> Result<[u8; 32]> {
-        let received = self.into_file(conn, length, path, mode);
+        let received = self.receive_file(conn, length, path, mode);
         if received.is_err() {
             // The first error is the one to report.
             let _ = fs::remove_file(path);
@@ -147,7 +149,7 @@ impl Receiver {
         received
     }
 
-    fn into_file(
+    fn receive_file(
         &mut self,
         conn: &mut Conn,
         length: u64,

@@ -27,6 +27,9 @@ use crate::store::{Config, Made, Net, Pod, Store};
 use crate::userns;
 use command::ip;
 
+/// Writes down what is about to be made.
+pub(crate) type Note<'a> = dyn Fn(&dyn Fn(&mut Made)) -> Result<()> + 'a;
+
 /// A pod whose network is to be made.
 pub(crate) struct Site<'a> {
     pub(crate) store: &'a Store,
@@ -34,7 +37,7 @@ pub(crate) struct Site<'a> {
     /// The real pid of its init.
     pub(crate) init: i32,
     /// Notes what is about to be made.
-    pub(crate) note: &'a dyn Fn(&dyn Fn(&mut Made)) -> Result<()>,
+    pub(crate) note: &'a Note<'a>,
 }
 
 /// Makes a pod's devices. Returns its address, where it has one of its own.

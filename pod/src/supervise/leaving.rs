@@ -479,7 +479,10 @@ impl Here for Left<'_> {
             .init
             .context("the pod has no init")?;
         let kill = self.supervised.with_frozen(move |frozen| match frozen {
-            Some(frozen) => Ok(frozen.kill()),
+            Some(frozen) => {
+                frozen.kill();
+                Ok(())
+            }
             None => freeze::kill_all(init),
         })?;
         kill?;

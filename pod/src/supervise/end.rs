@@ -36,6 +36,7 @@ pub(super) fn end(
 ) -> Result<()> {
     let init = supervised.facts().init.clone();
     if let Some(init) = init {
+        supervised.end_traced()?;
         end_init(&init)?;
     }
     if let Some(publisher) = publisher {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use restore::freeze::{self, Frozen};
 use restore::image::Writer;
+use restore::restart::Held;
 
 use super::names::Pause;
 use super::{Event, Supervised, checkpoint};
@@ -317,6 +318,25 @@ impl Supervised {
             Some(group) => cgroup::set_frozen(&group, false),
             None => Ok(()),
         }
+    }
+
+    /// Ends what stands still on the tracer thread, where it is the end of the pod: a tracee that died
+    /// keeps its pid namespace from ending until its tracer has seen it.
+    pub(super) fn end_traced(&self) -> Result<()> {
+        let Some(init) = self.facts().state.init else {
+            return Ok(());
+        };
+        let ended = self.tracer()?.run(move |locals| {
+            let (held, frozen) = (locals.take::<Held>(), locals.take::<Frozen>());
+            let killed = match (&held, &frozen) {
+                (None, None) => Ok(()),
+                _ => freeze::kill_all(init),
+            };
+            drop((held, frozen));
+            killed
+        });
+        self.thaw()?;
+        Ok(ended.context("the tracer thread is gone")??)
     }
 
     /// On the tracer thread, with what is frozen there, if anything is.

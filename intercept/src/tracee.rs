@@ -521,6 +521,21 @@ impl Stopped {
         self.resume("SINGLESTEP", libc::PTRACE_SINGLESTEP, 0)
     }
 
+    /// Leaves a signal's stop for one that belongs to no signal, without an instruction in between.
+    ///
+    /// When a tracer dies, the kernel delivers the signal at whose stop the task stands; after a single
+    /// step that is a SIGTRAP, which would kill the program. A stop of PTRACE_INTERRUPT delivers nothing.
+    ///
+    /// # Errors
+    /// [`TraceError::Gone`].
+    pub fn calm(self) -> Result<Self> {
+        if !matches!(self.stop, Stop::Signal(_)) {
+            return Ok(self);
+        }
+        request(self.tid, "INTERRUPT", libc::PTRACE_INTERRUPT, 0, 0)?;
+        self.cont(0)?.wait_stopped()
+    }
+
     /// Keeps a job-control stop while listening for its end (`PTRACE_LISTEN`).
     ///
     /// # Errors

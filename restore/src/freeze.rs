@@ -332,6 +332,23 @@ impl Frozen {
         kill_traced(&pids);
     }
 
+    /// Sees to it that our death would let every task go on unharmed: see [`Stopped::calm`].
+    ///
+    /// # Errors
+    /// A task that died meanwhile; the others still stand.
+    pub fn calm(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        for process in &mut self.processes {
+            for task in std::mem::take(&mut process.threads) {
+                match task.stopped.calm() {
+                    Ok(stopped) => process.threads.push(Task { stopped, ..task }),
+                    Err(error) => first = first.and(Err(error.into())),
+                }
+            }
+        }
+        first
+    }
+
     /// Has the kernel kill every task when this process dies, instead of letting it go on.
     ///
     /// # Errors

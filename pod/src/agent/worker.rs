@@ -9,6 +9,7 @@ use super::host::LocalHost;
 use super::identity::{Identity, is_member};
 use crate::messages::Channel;
 use crate::migrate::destination;
+use crate::migrate::error::LinkError;
 use crate::migrate::fault::Faults;
 use crate::migrate::frame::Conn;
 use crate::migrate::link::Link;
@@ -38,5 +39,10 @@ pub(crate) fn serve(store: &Store, channel: Channel) -> Result<()> {
     if !member {
         return cluster::admit(store.root(), &mut conn);
     }
-    destination::serve(&mut conn, &mut LocalHost::new(store)?, &faults)
+    let served = destination::serve(&mut conn, &mut LocalHost::new(store)?, &faults);
+    served.or_else(|error| match error.downcast_ref() {
+        // Whoever hung up is not there to be told, and what it left is put right.
+        Some(LinkError::Closed) => Ok(()),
+        _ => Err(error),
+    })
 }

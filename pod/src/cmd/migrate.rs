@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::agent::arrival::journal;
 use crate::cleanup;
 use crate::cli::{self, Format, OnLost};
 use crate::failure::{Failure, Hinted};
@@ -250,9 +251,7 @@ fn follow(client: &Client) -> Result<Told> {
             }
             None => {
                 let failure = Failure::new("the pod's supervisor died during the move");
-                return Err(failure
-                    .hint("it is started again and puts things right: pod ps tells")
-                    .into());
+                return Ok(Told::Undecided(failure));
             }
         }
     }
@@ -303,14 +302,21 @@ fn show(report: &Report, format: Format) -> Result<u8> {
     output::print(&text).map(|()| 0)
 }
 
-/// The outcome is not known: asks the destination again, a few times.
+/// The outcome is not known here: asks the supervisor, who asks the authority, a few times.
 fn settle(store: &Store, pod: &Pod, destination: &Destination, mut failure: Failure) -> Result<u8> {
     for _ in 0..TRIES {
         match ask(pod, Some(destination)) {
-            Ok(Told::Resolved(verdict)) => return resolved(store, pod, verdict, Some(failure)),
+            Ok(Told::Resolved(Some(verdict))) => {
+                return resolved(store, pod, Some(verdict), Some(failure));
+            }
             Ok(Told::Undecided(again)) => failure = again,
-            Ok(_) => break,
+            Ok(_) => {}
             Err(error) => tracing::info!(error = format!("{error:#}"), "ask again"),
+        }
+        // A supervisor that was started again may have seen to everything by itself.
+        let journal = journal(pod)?.filter(|journal| journal.duty() == Duty::Nothing);
+        if let Some(verdict) = journal.and_then(|journal| journal.outcome()) {
+            return resolved(store, pod, Some(verdict), Some(failure));
         }
         std::thread::sleep(BETWEEN);
     }
@@ -343,7 +349,7 @@ fn ask(pod: &Pod, destination: Option<&Destination>) -> Result<Told> {
 }
 
 fn resolve(store: &Store, pod: &Pod, to: Option<&str>) -> Result<u8> {
-    let journal = crate::agent::arrival::journal(pod)?;
+    let journal = journal(pod)?;
     let open = journal.filter(|journal| journal.duty() != Duty::Nothing);
     let Some(begun) = open.map(|journal| journal.begun().clone()) else {
         return resolved(store, pod, None, None);

@@ -182,6 +182,14 @@ impl Journal {
         &self.begun
     }
 
+    /// How the move ended, where that is known.
+    pub(crate) fn outcome(&self) -> Option<Verdict> {
+        self.entries.iter().rev().find_map(|entry| match entry {
+            Entry::Decided(verdict) => Some(*verdict),
+            _ => None,
+        })
+    }
+
     /// What is to be done by this journal.
     pub(crate) fn duty(&self) -> Duty {
         duty(self.begun.side, &self.entries)

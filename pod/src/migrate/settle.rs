@@ -41,6 +41,9 @@ pub(crate) fn settle(
         Duty::Resume | Duty::Destroy => Verdict::Aborted,
         Duty::Release | Duty::Run => Verdict::Committed,
     };
+    if journal.outcome().is_none() {
+        journal.write(Entry::Decided(verdict))?;
+    }
     match duty {
         Duty::Resume | Duty::Run => here.live()?,
         _ => here.vanish()?,

@@ -12,7 +12,7 @@
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -246,7 +246,8 @@ impl Supervised {
 
     /// Asks how a move ended, over a connection to the destination where that decides.
     pub(super) fn resolve(&self, channel: Option<Channel>, fds: Vec<OwnedFd>) -> Result<Told> {
-        let _moving = self.no_move()?;
+        // A supervisor that was just started may be at it already.
+        let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut journal) =
             journal(&self.pod)?.filter(|journal| journal.duty() != Duty::Nothing)
         else {
@@ -433,6 +434,7 @@ impl SourcePod for Leaving<'_> {
                     .context("the pod is not frozen")?;
                 let mut writer = Writer::create(&image)?;
                 checkpoint::capture(&job, frozen, &mut writer)?;
+                frozen.calm()?;
                 writer.finish()?;
                 Ok(())
             })

@@ -27,16 +27,18 @@ use crate::{
     builder::Builder,
     error::{Error, Result},
     image::Image,
+    network::{Made, Network},
     resource::{ObjectId, ipc, tmpfs},
     restart::PAGES_OBJECT,
 };
 
 /// What the supervisor asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Request {
     /// Descriptors that come along: the image's directory, the feed, then one for each name.
     Start {
         streams: Vec<String>,
+        network: Box<Network>,
     },
     /// The tree stands: real pids, as the builder sees them, by virtual pid, where they differ.
     Link {
@@ -46,11 +48,14 @@ enum Request {
         ids: Vec<ObjectId>,
     },
     Settle,
+    /// Which endpoints were bound.
+    Made,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Reply {
     Done,
+    Made(Vec<Made>),
     Failed(String),
 }
 
@@ -115,7 +120,7 @@ fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<Option<(T, Vec
 /// # Errors
 /// A broken socket. What a request fails on is answered, not returned.
 pub fn serve(socket: &OwnedFd) -> Result<()> {
-    let Some((Request::Start { streams }, mut fds)) = receive(socket.as_fd())? else {
+    let Some((Request::Start { streams, network }, mut fds)) = receive(socket.as_fd())? else {
         return Ok(());
     };
     if fds.len() != streams.len() + 2 {
@@ -130,11 +135,17 @@ pub fn serve(socket: &OwnedFd) -> Result<()> {
         Err(e) => return reply(socket, Err(e)),
     };
     let mut builder = Builder::new(&image, streams.into_iter().zip(rest).collect());
+    builder.network = *network;
     let made = ipc::rebuild(&image)
         .and_then(|()| tmpfs::rebuild_shm(&image))
         .and_then(|()| builder.make());
     reply(socket, made)?;
     while let Some((request, _)) = receive::<Request>(socket.as_fd())? {
+        if let Request::Made = request {
+            let made = builder.network.made().to_vec();
+            send(socket.as_fd(), &Reply::Made(made), &[])?;
+            continue;
+        }
         reply(socket, perform(request, &mut builder, &fds[1]))?;
     }
     Ok(())
@@ -147,7 +158,9 @@ fn reply(socket: &OwnedFd, result: Result<()>) -> Result<()> {
 
 fn perform(request: Request, builder: &mut Builder<'_>, feed: &OwnedFd) -> Result<()> {
     match request {
-        Request::Start { .. } => Err(Error::Builder("it was started before".into())),
+        Request::Start { .. } | Request::Made => {
+            Err(Error::Builder("it was started before".into()))
+        }
         Request::Link { pids } => {
             builder.set_pids(pids);
             builder.link()
@@ -191,23 +204,39 @@ impl Client {
         image: BorrowedFd<'_>,
         feed: BorrowedFd<'_>,
         streams: &[(String, OwnedFd)],
+        network: Network,
     ) -> Result<Self> {
-        let names = streams.iter().map(|(name, _)| name.clone()).collect();
+        let start = Request::Start {
+            streams: streams.iter().map(|(name, _)| name.clone()).collect(),
+            network: Box::new(network),
+        };
         let fds: Vec<RawFd> = [image.as_raw_fd(), feed.as_raw_fd()]
             .into_iter()
             .chain(streams.iter().map(|(_, fd)| fd.as_raw_fd()))
             .collect();
         let client = Self { socket };
-        client.ask(&Request::Start { streams: names }, &fds)?;
+        client.ask(&start, &fds)?;
         Ok(client)
     }
 
     fn ask(&self, request: &Request, fds: &[RawFd]) -> Result<()> {
         send(self.socket.as_fd(), request, fds)?;
         match receive(self.socket.as_fd())? {
-            Some((Reply::Done, _)) => Ok(()),
+            Some((Reply::Done | Reply::Made(_), _)) => Ok(()),
             Some((Reply::Failed(why), _)) => Err(Error::Builder(why)),
             None => Err(Error::Builder("it died".into())),
+        }
+    }
+
+    /// The endpoints that were bound so far, for the pod's table.
+    ///
+    /// # Errors
+    /// [`Error::Builder`] when it died.
+    pub fn made(&self) -> Result<Vec<Made>> {
+        send(self.socket.as_fd(), &Request::Made, &[])?;
+        match receive(self.socket.as_fd())? {
+            Some((Reply::Made(made), _)) => Ok(made),
+            _ => Err(Error::Builder("it did not say what it bound".into())),
         }
     }
 

@@ -67,7 +67,10 @@ pub(crate) fn round_trip_with(
     let dir = tempfile::tempdir().expect("a temporary directory");
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     // What the originals say when they are closed must not reach those that are rebuilt.
-    let silence = |cx: &Capture<'_>| crate::resource::tcp::silence(cx).expect("silence");
+    let silence = |cx: &Capture<'_>| {
+        let connections = crate::resource::tcp::Connections::of(cx).expect("dup");
+        connections.silence().expect("silence");
+    };
     let (ids, refusals) = capture_around(dir.path(), &borrowed, prepare, silence)?;
     assert_eq!(refusals, []);
     drop(fds);

@@ -233,14 +233,18 @@ impl Endpoints {
         virt: SocketAddr,
         listening: bool,
     ) -> io::Result<()> {
-        let (real, cookie) = (local_of(fd)?, socket::cookie(fd)?);
+        self.adopt_as(virt, local_of(fd)?, socket::cookie(fd)?, listening);
+        Ok(())
+    }
+
+    /// [`Endpoints::adopt`] of a socket that another process holds, by its real name and cookie.
+    pub fn adopt_as(&mut self, virt: SocketAddr, real: SocketAddr, cookie: u64, listening: bool) {
         // The entry that came with the image has no binding yet: this one takes its place.
         self.bound.retain(|b| b.real.is_some() || b.virt != virt);
         self.note_bound(cookie, virt, real);
         if listening {
             self.note_listening(cookie, real);
         }
-        Ok(())
     }
 
     /// Notes a connection that was rebuilt: its names in the pod, and those it has on this host.

@@ -15,6 +15,7 @@ use restore::capture::Capture;
 use restore::checkpoint::{self, Subject};
 use restore::freeze::{self, Frozen};
 use restore::image::{Header, Writer};
+use restore::resource::tcp::Connections;
 
 use super::image::{self, PodRecord, clocks, offsets_of};
 use super::numbers::HeldBy;
@@ -95,13 +96,17 @@ fn take(job: &Job) -> Result<Checkpointed> {
     let mut frozen = freeze::freeze(job.init, &[])?;
     let stopped = Instant::now();
     let (processes, threads) = (frozen.processes.len(), frozen.threads());
-    capture(job, &mut frozen, &mut writer)?;
+    let connections = capture(job, &mut frozen, &mut writer)?;
     let header = if job.leave_running {
         frozen.resume()?;
         finish(writer, &job.image)?
     } else {
         // Synced and named while the pod still stands: a full disk costs nothing but time.
         let header = finish(writer, &job.image)?;
+        // The pod lives on in its image: nobody at a far end shall hear that it was closed here.
+        if let Err(error) = connections.silence() {
+            tracing::warn!("{error}");
+        }
         frozen.kill();
         header
     };
@@ -120,7 +125,7 @@ fn finish(writer: Writer, image: &Path) -> Result<Header> {
         .with_context(|| format!("complete the image {}", image.display()))
 }
 
-pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<()> {
+pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Result<Connections> {
     let mut pod = job.pod.clone();
     let any = frozen
         .processes
@@ -144,6 +149,10 @@ pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Re
         own_shm: true,
     };
     let mut cx = Capture::new(writer);
+    cx.network = job.held_by.network();
     checkpoint::capture(frozen, &subject, &mut cx)?;
-    image::pack_layer(&job.layer, writer)
+    let connections = Connections::of(&cx)?;
+    drop(cx);
+    image::pack_layer(&job.layer, writer)?;
+    Ok(connections)
 }

@@ -12,6 +12,7 @@ use intercept::names::Tables;
 use intercept::names::pids::stat;
 use intercept::table::Backing;
 use restore::checkpoint::{KernelPids, Pids};
+use restore::network::{LostConnections, Made, NetMode, Network};
 
 use super::{Supervised, names};
 
@@ -49,6 +50,24 @@ impl HeldBy {
     pub(super) fn tables(&self) -> Tables {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         tables.clone()
+    }
+
+    /// Whose addresses the pod's sockets have, for a capture or a rebuild.
+    pub(super) fn network(&self) -> Network {
+        let tables = self.tables();
+        let mode = match tables.plan.endpoints {
+            true => NetMode::Shared,
+            false => NetMode::Owned,
+        };
+        Network::new(mode, LostConnections::Reset, tables.endpoints)
+    }
+
+    /// Notes the endpoints that a rebuild bound.
+    pub(super) fn bound(&self, made: &[Made]) {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        for made in made {
+            made.tell(&mut tables.endpoints);
+        }
     }
 
     /// The pid to ask the kernel for; `None` where it may give any.

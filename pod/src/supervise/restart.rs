@@ -106,6 +106,7 @@ fn wake_here(
     let spare = held_by.wanted(restart::spare_pid(&image)?);
     let mut site = PodSite::new((link, held_by), path, streams, spare)?;
     let held = restart::restart(&image, &mut site)?;
+    site.held_by.bound(&site.builder.made()?);
     let main = site.held_by.inner(pod.main);
     link.order(ToInit::Adopt { vpid: main }, &[])?;
     site.end()?;
@@ -139,7 +140,13 @@ impl<'a> PodSite<'a> {
         let process = fds.into_iter().next().context("init gave no pidfd")?;
         held_by.trusted.insert(pid_of(&process)?);
         let directory = File::open(image).with_context(|| format!("open {}", image.display()))?;
-        let builder = Client::start(ours, directory.as_fd(), sender.as_fd(), streams)?;
+        let builder = Client::start(
+            ours,
+            directory.as_fd(),
+            sender.as_fd(),
+            streams,
+            held_by.network(),
+        )?;
         let feed_inode = nix::sys::stat::fstat(&feed).context("fstat")?.st_ino;
         Ok(Self {
             link,

@@ -22,7 +22,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage};
 use crate::{
     capture::Probe,
     error::{Error, Result},
-    network::Network,
 };
 
 /// An `int` option; `None` where the socket does not know it.
@@ -93,27 +92,6 @@ pub(crate) fn inet_address(address: &SockaddrStorage) -> Option<SocketAddr> {
             .as_sockaddr_in6()
             .map(|a| SocketAddr::V6((*a).into()))
     })
-}
-
-/// Binds an internet socket to what stands for a virtual endpoint here, and tells the table.
-pub(crate) fn bind_virtual(
-    fd: BorrowedFd<'_>,
-    virt: SocketAddr,
-    network: &mut Network,
-) -> Result<SocketAddr> {
-    let wanted = network.endpoints.real_for(virt);
-    nix::sys::socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(wanted)).map_err(
-        |e| match e {
-            nix::errno::Errno::EADDRINUSE => Error::Unfit {
-                object: format!("a socket at {virt}"),
-                why: format!("{wanted} is taken on this host"),
-            },
-            e => Error::kernel("bind", format!("socket {virt} at {wanted}"), e),
-        },
-    )?;
-    let real = local_address(fd)?;
-    network.endpoints.bound(virt, real);
-    Ok(real)
 }
 
 /// Takes a datagram socket's peer away (`AF_UNSPEC`, connect(2)).

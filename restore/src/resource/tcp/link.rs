@@ -1,17 +1,21 @@
 //! Who is at the far end of each connection, found when all of the pod's sockets were seen.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
+    io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{repair::Info, state};
+use super::{
+    repair::{Connection, Info},
+    state,
+};
 use crate::{
     capture::{Capture, Probe},
-    error::{Refusal, Result},
+    error::{Error, Refusal, Result},
     image::{Image, Record},
     network::{LostConnections, NetMode},
     resource::socket::{local_address, remote_address},
@@ -49,6 +53,17 @@ impl Links {
         let found = self.0.iter().find(|(l, r, _)| (*l, *r) == (local, remote));
         found.map(|(_, _, link)| *link)
     }
+
+    /// Gives a connection up.
+    pub(super) fn lose(&mut self, local: SocketAddr, remote: SocketAddr) {
+        let found = self
+            .0
+            .iter_mut()
+            .find(|(l, r, _)| (*l, *r) == (local, remote));
+        if let Some((_, _, link)) = found {
+            *link = Link::Lost;
+        }
+    }
 }
 
 /// Two ends, in the form in which a mapped address is what it maps to and scopes do not count.
@@ -72,11 +87,11 @@ struct Seen {
 }
 
 struct Connected {
+    fd: OwnedFd,
+    number: u32,
     virt: (SocketAddr, SocketAddr),
     real: Pair,
     place: Refusal,
-    /// Some of what it sent was acknowledged, and is no longer in its queue.
-    acknowledged: bool,
 }
 
 fn place(probe: &Probe) -> Refusal {
@@ -107,55 +122,123 @@ pub(super) fn note_listener(probe: &Probe, cx: &mut Capture<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a connection for later.
+/// Keeps a connection for later and numbers it.
 pub(super) fn note_connection(
     probe: &Probe,
     local: SocketAddr,
     remote: SocketAddr,
-    info: &Info,
     cx: &mut Capture<'_>,
-) -> Result<()> {
+) -> Result<u32> {
     let fd = probe.file.as_fd();
+    let number = cx.number("tcp connection", &[probe.stat.st_dev, probe.stat.st_ino]);
+    let own = fd.try_clone_to_owned();
     let connection = Connected {
+        fd: own.map_err(|e| Error::kernel("dup", probe.name(), e))?,
+        number,
         virt: (local, remote),
         real: pair_of(local_address(fd)?, remote_address(fd)?),
         place: place(probe),
-        acknowledged: info.acknowledged(),
     };
     seen(cx).connections.push(connection);
-    Ok(())
+    Ok(number)
 }
 
 fn settle(cx: &mut Capture<'_>) -> Result<()> {
     let seen = std::mem::take(cx.shared::<Seen>());
     let entries = cx.shared::<SockDiags>().all_tcp()?;
-    let ours: HashSet<Pair> = seen.connections.iter().map(|c| c.real).collect();
+    let ours: HashMap<Pair, usize> = seen
+        .connections
+        .iter()
+        .enumerate()
+        .map(|(i, c)| (c.real, i))
+        .collect();
     let mut links = Links::default();
-    for connection in &seen.connections {
-        let link = if ours.contains(&mirrored(connection.real)) {
-            Link::Inside
-        } else {
-            far_end(connection, &seen, &entries, cx)
+    for (at, own) in seen.connections.iter().enumerate() {
+        let far = ours.get(&mirrored(own.real));
+        match far {
+            // The later of the two brings both.
+            Some(far) if *far < at => capture_both(own, &seen.connections[*far], cx)?,
+            Some(_) => {}
+            None => capture_one(own, cx)?,
+        }
+        let link = match far {
+            Some(_) => Link::Inside,
+            None => far_end(own, &seen, &entries, cx)?,
         };
         if link == Link::Lost {
-            refuse_lost(connection, cx);
+            refuse_lost(own, cx);
         }
-        links.0.push((connection.virt.0, connection.virt.1, link));
+        links.0.push((own.virt.0, own.virt.1, link));
     }
     refuse_strangers(&seen, &entries, &ours, cx);
     cx.writer.record(0, &links)
 }
 
-fn far_end(own: &Connected, seen: &Seen, entries: &[TcpEntry], cx: &mut Capture<'_>) -> Link {
+/// How often both ends are read again until they agree.
+const ATTEMPTS: usize = 1000;
+
+/// Reads both ends at rest: no byte is acknowledged at one that the other did not have when it was read.
+fn capture_both(a: &Connected, b: &Connected, cx: &mut Capture<'_>) -> Result<()> {
+    for _ in 0..ATTEMPTS {
+        let (Some(first), Some(second)) = (read(a, cx)?, read(b, cx)?) else {
+            return Ok(());
+        };
+        if first.meets(&second) && second.meets(&first) {
+            cx.writer.record(a.number, &first)?;
+            return cx.writer.record(b.number, &second);
+        }
+        std::thread::yield_now();
+    }
+    refuse(cx, &a.place, "its bytes do not come to rest".into());
+    Ok(())
+}
+
+fn capture_one(own: &Connected, cx: &mut Capture<'_>) -> Result<()> {
+    match read(own, cx)? {
+        Some(connection) => cx.writer.record(own.number, &connection),
+        None => Ok(()),
+    }
+}
+
+/// Reads one end; `None` when it was refused.
+fn read(own: &Connected, cx: &mut Capture<'_>) -> Result<Option<Connection>> {
+    let info = Info::of(own.fd.as_fd())?;
+    if info.state() == state::CLOSE {
+        refuse(cx, &own.place, "its far end closed it a moment ago".into());
+        return Ok(None);
+    }
+    match Connection::capture(own.fd.as_fd(), &info) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let why = "reading a connection needs CAP_NET_ADMIN over its network".into();
+            let hint = "run the pod with --net private or --net none".into();
+            cx.refuse_as(Refusal {
+                why,
+                hint,
+                ..own.place.clone()
+            });
+            Ok(None)
+        }
+        read => read
+            .map(Some)
+            .map_err(|e| Error::kernel("TCP_REPAIR", own.place.what.clone(), e)),
+    }
+}
+
+fn far_end(
+    own: &Connected,
+    seen: &Seen,
+    entries: &[TcpEntry],
+    cx: &mut Capture<'_>,
+) -> Result<Link> {
     let far = entries
         .iter()
         .find(|e| pair_of(e.local, e.remote) == mirrored(own.real));
     let ((near_ip, _), (far_ip, _)) = own.real;
-    match far {
+    Ok(match far {
         None if far_ip.is_loopback() || far_ip == near_ip => Link::Ghost,
         None if cx.network.mode == NetMode::Owned => Link::Outside,
         Some(e) if e.inode == 0 && waits(e) && seen.listeners.iter().any(|(l, _)| takes(*l, e)) => {
-            if own.acknowledged {
+            if Info::of(own.fd.as_fd())?.acknowledged() {
                 refuse(
                     cx,
                     &own.place,
@@ -176,7 +259,7 @@ fn far_end(own: &Connected, seen: &Seen, entries: &[TcpEntry], cx: &mut Capture<
             Link::Ghost
         }
         _ => Link::Lost,
-    }
+    })
 }
 
 /// True for a connection that waits to be accepted.
@@ -224,12 +307,17 @@ fn refuse_lost(own: &Connected, cx: &mut Capture<'_>) {
 }
 
 /// Clients from elsewhere that wait to be accepted: nothing of ours could carry them.
-fn refuse_strangers(seen: &Seen, entries: &[TcpEntry], ours: &HashSet<Pair>, cx: &mut Capture<'_>) {
+fn refuse_strangers(
+    seen: &Seen,
+    entries: &[TcpEntry],
+    ours: &HashMap<Pair, usize>,
+    cx: &mut Capture<'_>,
+) {
     if cx.network.lost == LostConnections::Reset {
         return;
     }
     for entry in entries.iter().filter(|e| e.inode == 0 && waits(e)) {
-        let stranger = !ours.contains(&mirrored(pair_of(entry.local, entry.remote)));
+        let stranger = !ours.contains_key(&mirrored(pair_of(entry.local, entry.remote)));
         if let Some((_, place)) = seen
             .listeners
             .iter()

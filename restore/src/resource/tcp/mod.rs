@@ -12,6 +12,9 @@
 //! lost      the address stays behind        what was received, then ECONNRESET
 //! ```
 //!
+//! The two ends of a connection inside the pod are read together, at the very end of the
+//! capture: the programs stand still, but their kernel goes on to carry what was sent.
+//!
 //! The records hold virtual endpoints; the table of endpoints says what to bind here.
 
 mod fin;
@@ -24,7 +27,7 @@ mod tests;
 
 use std::{
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use libc::IPPROTO_TCP;
@@ -36,10 +39,9 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 pub use self::link::{Link, Links, lost};
-use self::repair::Connection;
 use super::{
     Room,
-    socket::{self, Options, family_and_type, int_option, local_address, remote_address},
+    socket::{self, Options, family_and_type, int_option, remote_address},
 };
 use crate::{
     capture::{Capture, Probe},
@@ -86,8 +88,8 @@ enum State {
     Listener { backlog: u32 },
     /// Waiting for an answer from this virtual endpoint.
     Connecting(SocketAddr),
-    /// Talking to this virtual endpoint, in one or both directions.
-    Connected(SocketAddr, Box<Connection>),
+    /// Talking to this virtual endpoint, in one or both directions: the number of the record of its inside.
+    Connected(SocketAddr, u32),
     /// Done: what can still be read, and the error that waits.
     Ended {
         #[serde(with = "serde_bytes")]
@@ -129,7 +131,7 @@ impl Room for Tcp {
             return Ok(None);
         }
         let options = Options::capture(probe, cx)?;
-        let local = cx.network.endpoints.virt_of(local_address(fd)?);
+        let local = cx.network.local(fd)?;
         let Some(state) = capture_state(probe, local, cx)? else {
             return Ok(None);
         };
@@ -158,7 +160,7 @@ fn capture_state(probe: &Probe, local: SocketAddr, cx: &mut Capture<'_>) -> Resu
             let own = all.iter().find(|e| u64::from(e.inode) == probe.stat.st_ino);
             let gone = std::io::Error::from_raw_os_error(libc::ENOENT);
             let own = own.ok_or_else(|| Error::kernel("inet_diag", probe.name(), gone))?;
-            State::Connecting(cx.network.endpoints.virt_of(own.remote))
+            State::Connecting(cx.network.remote(fd, own.remote)?)
         }
         state::SYN_RECV => {
             cx.refuse(probe, "its handshake is under way", "try again in a moment");
@@ -166,11 +168,9 @@ fn capture_state(probe: &Probe, local: SocketAddr, cx: &mut Capture<'_>) -> Resu
         }
         state::CLOSE => capture_closed(fd, &info)?,
         _ => {
-            let remote = cx.network.endpoints.virt_of(remote_address(fd)?);
-            let connection = Connection::capture(fd, &info)
-                .map_err(|e| Error::kernel("TCP_REPAIR", probe.name(), e))?;
-            link::note_connection(probe, local, remote, &info, cx)?;
-            State::Connected(remote, Box::new(connection))
+            let remote = cx.network.remote(fd, remote_address(fd)?)?;
+            let number = link::note_connection(probe, local, remote, cx)?;
+            State::Connected(remote, number)
         }
     }))
 }
@@ -219,19 +219,34 @@ pub fn listening(image: &Image) -> Result<Vec<SocketAddr>> {
     Ok(all.into_values().filter(listens).map(|t| t.local).collect())
 }
 
-/// Makes the end of all captured connections silent: closed from now on, they send nothing.
-///
-/// For a pod that lives on elsewhere: a FIN or a reset of the old sockets would end the
-/// connections of the new ones. There is no way back for the frozen program after this.
-///
-/// # Errors
-/// [`Error::Kernel`] of the first socket that refused.
-pub fn silence(cx: &Capture<'_>) -> Result<()> {
-    for (fd, id) in cx.descriptions() {
-        if int_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(IPPROTO_TCP) {
-            repair::silence(fd)
-                .map_err(|e| Error::kernel("TCP_REPAIR", format!("description {id}"), e))?;
-        }
+/// The connections of a capture, held for the time when the captured pod ends.
+pub struct Connections(Vec<OwnedFd>);
+
+impl Connections {
+    /// Those that a capture has seen.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when there is no descriptor left.
+    pub fn of(cx: &Capture<'_>) -> Result<Self> {
+        let is_tcp = |fd| int_option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(IPPROTO_TCP);
+        let all = cx.descriptions().map(|(fd, _)| fd).filter(|fd| is_tcp(*fd));
+        let all = all
+            .map(|fd| fd.try_clone_to_owned())
+            .collect::<std::io::Result<_>>();
+        all.map(Self)
+            .map_err(|e| Error::kernel("dup", "a connection", e))
     }
-    Ok(())
+
+    /// Makes their end silent: closed from now on, they send nothing.
+    ///
+    /// For a pod that lives on elsewhere: a FIN or a reset of the old sockets would end the
+    /// connections of the new ones. There is no way back for the frozen program after this.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] of the first socket that refused.
+    pub fn silence(&self) -> Result<()> {
+        let silence = |fd: &OwnedFd| repair::silence(fd.as_fd());
+        let done = self.0.iter().try_for_each(silence);
+        done.map_err(|e| Error::kernel("TCP_REPAIR", "a connection", e))
+    }
 }

@@ -6,7 +6,7 @@
 //! between them is sent again from the queue, so nothing waits for a retransmission.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -24,10 +24,12 @@ use super::{
 use crate::{
     builder::Builder,
     error::{Error, Result},
+    image::Record,
+    network::LostConnections,
     resource::{
         Description, ObjectId, Order,
         socket::{
-            Options, bind_virtual, local_address,
+            Options, local_address,
             message::{Direction, LargeBuffer},
             new_socket, remote_address,
         },
@@ -43,6 +45,7 @@ pub(super) struct Sockets {
     loaded: bool,
     index: Vec<(ObjectId, Tcp)>,
     pub(super) links: Links,
+    connections: BTreeMap<u32, Connection>,
     /// Ends that were made with their far end and wait for their turn.
     made: HashMap<ObjectId, OwnedFd>,
     /// What each end shall be after its release, by the real ends.
@@ -55,10 +58,21 @@ pub(super) fn sockets<'b>(builder: &'b mut Builder<'_>) -> Result<&'b mut Socket
     if !builder.shared::<Sockets>().loaded {
         let index = builder.image.all::<Tcp>()?.into_iter().collect();
         let links = builder.image.all::<Links>()?.remove(&0).unwrap_or_default();
+        let connections = builder.image.all::<Connection>()?;
         let sockets = builder.shared::<Sockets>();
         (sockets.index, sockets.links, sockets.loaded) = (index, links, true);
+        sockets.connections = connections;
     }
     Ok(builder.shared())
+}
+
+/// The inside of a connection.
+pub(super) fn connection(number: u32, builder: &mut Builder<'_>) -> Result<Connection> {
+    let found = sockets(builder)?.connections.get(&number).cloned();
+    found.ok_or_else(|| Error::NoRecord {
+        kind: Connection::KIND.into(),
+        id: number,
+    })
 }
 
 impl Sockets {
@@ -98,7 +112,9 @@ impl Description for Tcp {
             State::Ended { unread, .. } => {
                 self.with_far_end_here(&Connection::invented(unread.clone()), builder)
             }
-            State::Connected(remote, connection) => self.connected(*remote, connection, builder),
+            State::Connected(remote, number) => {
+                self.connected(*remote, &connection(*number, builder)?, builder)
+            }
         }
     }
 
@@ -106,26 +122,26 @@ impl Description for Tcp {
         match &self.state {
             State::Unconnected | State::Listener { .. } => {}
             State::Connecting(remote) => {
-                let real = builder.network.endpoints.real_for(*remote);
+                let real = builder.network.real_of(*remote);
                 begin_connect(fd, real).map_err(failed(&(self.local, *remote)))?;
             }
             State::Ended { unread: _, error } => return self.end(fd, *error, builder),
-            State::Connected(remote, connection) => {
-                return self.join(fd, *remote, connection, builder);
+            State::Connected(remote, number) => {
+                return self.join(fd, *remote, &connection(*number, builder)?, builder);
             }
         }
         self.options.apply_late(fd)
     }
 
     fn settle(&self, fd: BorrowedFd<'_>, builder: &mut Builder<'_>) -> Result<()> {
-        let State::Connected(remote, connection) = &self.state else {
+        let State::Connected(remote, number) = &self.state else {
             return Ok(());
         };
         let ends = (self.local, *remote);
         if sockets(builder)?.links.of(ends.0, ends.1) != Some(Link::Outside) {
             return Ok(());
         }
-        self.settle_alone(fd, connection, &ends)
+        self.settle_alone(fd, &connection(*number, builder)?, &ends)
     }
 }
 
@@ -134,7 +150,7 @@ impl Tcp {
         let fd = new_socket(self.address_family(), SockType::Stream)?;
         self.options.apply_early(fd.as_fd())?;
         if self.local.port() != 0 || !self.local.ip().is_unspecified() {
-            bind_virtual(fd.as_fd(), self.local, &mut builder.network)?;
+            builder.network.bind(fd.as_fd(), self.local)?;
         }
         Ok(fd)
     }
@@ -152,6 +168,7 @@ impl Tcp {
             },
             e => Error::kernel("listen", self.local.to_string(), e),
         })?;
+        builder.network.listens(fd.as_fd(), self.local)?;
         Ok(fd)
     }
 
@@ -174,8 +191,14 @@ impl Tcp {
                 self.with_far_end_here(&own, builder)
             }
             Link::Outside => {
-                let fd = self.in_repair(self.local, builder)?;
-                let real = builder.network.endpoints.real_for(remote);
+                let fd = match self.in_repair(self.local, builder) {
+                    Err(Error::Unfit { .. }) if builder.network.lost == LostConnections::Reset => {
+                        sockets(builder)?.links.lose(ends.0, ends.1);
+                        return self.connected(remote, connection, builder);
+                    }
+                    fd => fd?,
+                };
+                let real = builder.network.real_of(remote);
                 fill(fd.as_fd(), connection, real, &ends)?;
                 Ok(fd)
             }
@@ -183,9 +206,9 @@ impl Tcp {
     }
 
     /// A socket in repair mode, bound to what stands for `local`.
-    fn in_repair(&self, local: SocketAddr, builder: &mut Builder<'_>) -> Result<OwnedFd> {
+    fn in_repair(&self, local: SocketAddr, builder: &Builder<'_>) -> Result<OwnedFd> {
         let fd = self.new_in_repair()?;
-        bind_virtual(fd.as_fd(), local, &mut builder.network)?;
+        builder.network.bind_end(fd.as_fd(), local)?;
         Ok(fd)
     }
 
@@ -208,15 +231,22 @@ impl Tcp {
             id: 0,
         };
         let (far_id, far) = sockets(builder)?.far(ends).ok_or_else(missing)?;
-        let State::Connected(far_remote, theirs) = &far.state else {
+        let State::Connected(far_remote, number) = &far.state else {
             return Err(missing());
         };
+        let theirs = super::rebuild::connection(*number, builder)?;
         let far_ends = (far.local, *far_remote);
         if let Some(made) = self.already_made(ends, builder)? {
             return Ok(made);
         }
-        let (mut own_plan, mut far_plan) = (connection.clone(), theirs.as_ref().clone());
-        own_plan.forget_received_by(theirs);
+        let (mut own_plan, mut far_plan) = (connection.clone(), theirs.clone());
+        if !(connection.meets(&theirs) && theirs.meets(connection)) {
+            return Err(Error::Unfit {
+                object: format!("the connection {} to {}", ends.0, ends.1),
+                why: "its two ends do not fit together".into(),
+            });
+        }
+        own_plan.forget_received_by(&theirs);
         far_plan.forget_received_by(connection);
         let own_fd = self.in_repair(self.local, builder)?;
         let far_fd = far.in_repair(far.local, builder)?;

@@ -16,7 +16,7 @@ use nix::{
 use super::{
     EndedBy, State, Tcp, fin,
     link::Link,
-    rebuild::{Ends, failed, real_ends, sockets},
+    rebuild::{self, Ends, failed, real_ends, sockets},
     repair::{self, Connection},
 };
 use crate::{
@@ -53,13 +53,14 @@ impl Tcp {
                     return Ok(());
                 };
                 self.close_half(fd, connection, &ends)?;
-                if let State::Connected(_, theirs) = &far.state {
-                    far.close_half(builder.object(far_id)?, theirs, &ends)?;
+                if let State::Connected(_, number) = &far.state {
+                    let theirs = rebuild::connection(*number, builder)?;
+                    far.close_half(builder.object(far_id)?, &theirs, &ends)?;
                 }
                 far.options.apply_late(builder.object(far_id)?)?;
             }
             Link::Waiting => {
-                let real = builder.network.endpoints.real_for(remote);
+                let real = builder.network.real_of(remote);
                 handshake(fd, real, connection).map_err(failed(&ends))?;
                 self.close_half(fd, connection, &ends)?;
             }
@@ -68,6 +69,7 @@ impl Tcp {
                 return self.settle_alone(fd, plan.as_ref().unwrap_or(connection), &ends);
             }
             Link::Ghost => {
+                builder.network.connected(ends, real_ends(fd)?);
                 let ghost = self.release_with_ghost(fd, &ends, builder)?;
                 self.close_half(fd, connection, &ends)?;
                 drop(ghost);
@@ -120,6 +122,11 @@ impl Tcp {
             .try_clone_to_owned()
             .map_err(failed(ends))?;
         let theirs = take_plan(far_fd.as_fd(), builder)?.ok_or_else(missing)?;
+        let (real, far_real) = (real_ends(fd)?, real_ends(far_fd.as_fd())?);
+        builder.network.connected(*ends, real);
+        if let State::Connected(remote, _) = &far.state {
+            builder.network.connected((far.local, *remote), far_real);
+        }
         release(fd, &own, ends)?;
         release(far_fd.as_fd(), &theirs, ends)?;
         Ok(Some((far_id, far)))
@@ -135,10 +142,8 @@ impl Tcp {
             kind: format!("TCP socket {}", ends.1),
             id: 0,
         };
-        let ghost = sockets(builder)?
-            .ghosts
-            .remove(&real_ends(fd)?)
-            .ok_or_else(missing)?;
+        let real = real_ends(fd)?;
+        let ghost = sockets(builder)?.ghosts.remove(&real).ok_or_else(missing)?;
         let own = take_plan(fd, builder)?.ok_or_else(missing)?;
         release(ghost.as_fd(), &own.mirror(), ends)?;
         release(fd, &own, ends)?;

@@ -15,7 +15,10 @@ use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, recv, send};
 use serde::{Deserialize, Serialize};
 
 use super::state;
-use crate::resource::socket::{int_option, set_int};
+use crate::{
+    image::Record,
+    resource::socket::{int_option, set_int},
+};
 
 const TCP_REPAIR: i32 = 19;
 const TCP_REPAIR_QUEUE: i32 = 20;
@@ -116,6 +119,11 @@ pub(super) struct Connection {
     pub(super) window: Window,
 }
 
+impl Record for Connection {
+    const KIND: &'static str = "tcp-connection";
+    const VERSION: u16 = 1;
+}
+
 impl Connection {
     pub(super) fn capture(fd: BorrowedFd<'_>, info: &Info) -> io::Result<Self> {
         let _repair = Repair::new(fd)?;
@@ -154,6 +162,12 @@ impl Connection {
         })
     }
 
+    /// True when what `far` has received and what this end still holds leave no gap.
+    pub(super) fn meets(&self, far: &Self) -> bool {
+        let held = far.received.wrapping_sub(self.first_outgoing());
+        held as usize <= self.outgoing.len()
+    }
+
     /// Sequence number of the first byte that is still in the send queue.
     pub(super) fn first_outgoing(&self) -> u32 {
         self.written.wrapping_sub(self.outgoing.len() as u32)
@@ -162,10 +176,9 @@ impl Connection {
     /// Drops what the far end has received already; the rest has to be sent again.
     pub(super) fn forget_received_by(&mut self, far: &Self) {
         let held = far.received.wrapping_sub(self.first_outgoing());
-        if (held as usize) <= self.outgoing.len() {
-            self.outgoing.drain(..held as usize);
-            self.window.snd_wnd = self.window.snd_wnd.saturating_sub(held);
-        }
+        self.outgoing
+            .drain(..(held as usize).min(self.outgoing.len()));
+        self.window.snd_wnd = self.window.snd_wnd.saturating_sub(held);
         self.unsent = self.outgoing.len() as u32;
     }
 

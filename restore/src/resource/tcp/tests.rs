@@ -292,6 +292,53 @@ fn what_has_ended_or_not_begun_comes_back_so() {
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
 }
 
+#[test]
+fn a_taken_port_gives_way_and_the_table_is_told() {
+    own_network();
+    let virt: SocketAddr = "127.0.0.1:7010".parse().unwrap();
+    let (listener, client, server) = pair("127.0.0.1:7010");
+    say(&client, b"across");
+    let waiting = TcpStream::connect(virt).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let fds = [
+        listener.as_fd(),
+        client.as_fd(),
+        server.as_fd(),
+        waiting.as_fd(),
+    ];
+    let (ids, refused) = capture_with(dir.path(), &fds, |_| ()).unwrap();
+    assert_eq!(refused, []);
+    // The captured ones live on beside those that are rebuilt: every port is taken.
+    let image = Image::open(&dir.path().join("image")).unwrap();
+    let mut strict = crate::builder::Builder::new(&image, HashMap::new());
+    assert!(matches!(strict.make(), Err(Error::Unfit { .. })));
+    let mut builder = crate::builder::Builder::new(&image, HashMap::new());
+    builder.network.mode = NetMode::Shared;
+    builder.build().unwrap();
+    let give = |id: &u32| builder.object(*id).unwrap().try_clone_to_owned().unwrap();
+    let new = TcpListener::from(give(&ids[0]));
+    let ends = [
+        TcpStream::from(give(&ids[1])),
+        TcpStream::from(give(&ids[2])),
+    ];
+    let real = new.local_addr().unwrap();
+    assert_ne!(real, virt);
+    assert_eq!(builder.network.endpoints.real_of(virt), Some(real));
+    assert_eq!(hear(&ends[1]), b"across");
+    say(&ends[1], b"and back");
+    assert_eq!(hear(&ends[0]), b"and back");
+    let names = builder.network.local(ends[1].as_fd()).unwrap();
+    assert_eq!(names, virt);
+    new.accept().unwrap();
+    let mut told = intercept::names::Endpoints::default();
+    builder
+        .network
+        .made()
+        .iter()
+        .for_each(|made| made.tell(&mut told));
+    assert_eq!(told.real_of(virt), Some(real));
+}
+
 fn ip(arguments: &str) {
     let done = Command::new("ip")
         .args(arguments.split(' '))

@@ -25,8 +25,8 @@ use self::group::Membership;
 use super::{
     Description, Order, Room,
     socket::{
-        self, Injector, Options, bind_virtual, disconnect, family_and_type, inet_address,
-        int_option, local_address, message, new_socket, remote_address,
+        self, Injector, Options, disconnect, family_and_type, inet_address, int_option,
+        local_address, message, new_socket, remote_address,
     },
 };
 use crate::{
@@ -46,9 +46,9 @@ const UDP_ENCAP: i32 = 100;
 pub struct Udp {
     /// `AF_INET` or `AF_INET6`.
     family: i32,
-    /// Its virtual endpoint; port 0 where it is not bound.
+    /// Its endpoint (of datagrams virtual and real are one); port 0 where it is not bound.
     local: SocketAddr,
-    /// The virtual endpoint it is connected to.
+    /// The endpoint it is connected to.
     remote: Option<SocketAddr>,
     queue: Vec<Datagram>,
     groups: Vec<Membership>,
@@ -60,7 +60,7 @@ pub struct Udp {
 struct Datagram {
     #[serde(with = "serde_bytes")]
     data: Vec<u8>,
-    /// The sender's virtual endpoint.
+    /// The sender's endpoint.
     from: SocketAddr,
 }
 
@@ -85,12 +85,11 @@ impl Room for Udp {
             return Ok(None);
         }
         let remote = remote_address(fd).ok();
-        let endpoints = &cx.network.endpoints;
         Ok(Some(Self {
             family,
-            local: endpoints.virt_of(local_address(fd)?),
-            remote: remote.map(|remote| endpoints.virt_of(remote)),
-            queue: capture_queue(probe, cx)?,
+            local: local_address(fd)?,
+            remote,
+            queue: capture_queue(probe)?,
             groups: group::capture(probe, cx)?,
             options: Options::capture(probe, cx)?,
         }))
@@ -106,7 +105,7 @@ fn unfit(fd: BorrowedFd<'_>) -> Option<&'static str> {
     is_set(UDP_ENCAP).then_some("the kernel unpacks what it receives (UDP_ENCAP)")
 }
 
-fn capture_queue(probe: &Probe, cx: &Capture<'_>) -> Result<Vec<Datagram>> {
+fn capture_queue(probe: &Probe) -> Result<Vec<Datagram>> {
     let fd = probe.file.as_fd();
     // Looking at the queue would take the error away from the program.
     if socket::ready(fd, PollFlags::POLLIN)?.contains(PollFlags::POLLERR) {
@@ -124,7 +123,6 @@ fn capture_queue(probe: &Probe, cx: &Capture<'_>) -> Result<Vec<Datagram>> {
             peeked => peeked.map_err(|e| Error::kernel("recvmsg MSG_PEEK", probe.name(), e))?,
         };
         if let Some(from) = peeked.from.as_ref().and_then(inet_address) {
-            let from = cx.network.endpoints.virt_of(from);
             queue.push(Datagram {
                 data: peeked.data,
                 from,
@@ -151,11 +149,11 @@ impl Description for Udp {
         Ok(fd)
     }
 
-    fn connect(&self, fd: BorrowedFd<'_>, builder: &mut Builder<'_>) -> Result<()> {
+    fn connect(&self, fd: BorrowedFd<'_>, _builder: &mut Builder<'_>) -> Result<()> {
         let buffers = self.options.apply_buffers(fd);
         buffers.map_err(|e| Error::kernel("setsockopt SO_RCVBUF", self.name(), e))?;
         for datagram in &self.queue {
-            if let Err(e) = self.deliver(fd, datagram, builder) {
+            if let Err(e) = self.deliver(fd, datagram) {
                 tracing::info!(
                     "{}: a datagram from {} is dropped: {e}",
                     self.name(),
@@ -164,7 +162,7 @@ impl Description for Udp {
             }
         }
         if let Some(remote) = self.remote {
-            let real = SockaddrStorage::from(builder.network.endpoints.real_for(remote));
+            let real = SockaddrStorage::from(remote);
             connect(fd.as_raw_fd(), &real).map_err(|e| Error::kernel("connect", self.name(), e))?;
         }
         for group in &self.groups {
@@ -184,17 +182,12 @@ impl Udp {
 
     /// Binds it. Of a connected socket the kernel chose the address, and may choose another here.
     fn bind(&self, fd: BorrowedFd<'_>, builder: &mut Builder<'_>) -> Result<()> {
-        let bound = bind_virtual(fd, self.local, &mut builder.network);
-        let foreign = |e: &Error| match e {
-            Error::Kernel { source, .. } => source.kind() == std::io::ErrorKind::AddrNotAvailable,
-            _ => false,
-        };
-        match bound {
-            Err(e) if self.remote.is_some() && foreign(&e) => {
+        match builder.network.bind(fd, self.local) {
+            Err(Error::Unfit { .. }) if self.remote.is_some() => {
                 let any = SocketAddr::new(self.unspecified(), self.local.port());
-                bind_virtual(fd, any, &mut builder.network).map(drop)
+                builder.network.bind(fd, any)
             }
-            bound => bound.map(drop),
+            bound => bound,
         }
     }
 
@@ -207,14 +200,9 @@ impl Udp {
 
     /// Delivers a datagram to this socket and no other: connected to the sender, it goes before all
     /// that share its port.
-    fn deliver(
-        &self,
-        fd: BorrowedFd<'_>,
-        datagram: &Datagram,
-        builder: &Builder<'_>,
-    ) -> Result<()> {
+    fn deliver(&self, fd: BorrowedFd<'_>, datagram: &Datagram) -> Result<()> {
         let failed = |e: std::io::Error| Error::kernel("deliver", self.name(), e);
-        let from = builder.network.endpoints.real_for(datagram.from);
+        let from = datagram.from;
         connect(fd.as_raw_fd(), &SockaddrStorage::from(from)).map_err(|e| failed(e.into()))?;
         let to = local_address(fd)?;
         let injected = Injector::new(to.ip()).and_then(|i| i.datagram(from, to, &datagram.data));

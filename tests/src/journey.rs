@@ -5,6 +5,7 @@ use std::process::Child;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::host::Host;
 use crate::program::Program;
 use crate::site::Site;
 use crate::terminal::Terminal;
@@ -70,17 +71,19 @@ pub fn travel(program: &mut dyn Program, journey: Journey) -> Result<()> {
         Journey::Native => return live_natively(program, &mut site),
         Journey::Pod(names) => {
             start(program, &mut site, names)?;
-            live(program, &mut site, |_| Ok(()))?;
+            live(program, &mut site, |_, _| Ok(()))?;
         }
         Journey::Checkpoint(before, after) => {
             start(program, &mut site, before)?;
-            live(program, &mut site, |site| {
+            live(program, &mut site, |_, site| {
                 sleep_and_wake(site, &world, before, after)
             })?;
         }
         Journey::Move(way) => {
             start(program, &mut site, Backing::Kernel)?;
-            live(program, &mut site, |site| migrate(site, &world, way))?;
+            live(program, &mut site, |program, site| {
+                wander(program, site, &world, way)
+            })?;
         }
     }
     site.host.pod(&["rm", "-f", POD])?.ok()?;
@@ -111,7 +114,7 @@ fn site(world: &World, journey: Journey) -> Site<'_> {
 fn live<'w>(
     program: &mut dyn Program,
     site: &mut Site<'w>,
-    between: impl FnOnce(&mut Site<'w>) -> Result<()>,
+    between: impl FnOnce(&mut dyn Program, &mut Site<'w>) -> Result<()>,
 ) -> Result<()> {
     program
         .ready(site)
@@ -122,7 +125,7 @@ fn live<'w>(
     program
         .check(site)
         .with_context(|| told(site, "ask before the journey"))?;
-    between(site)?;
+    between(program, site)?;
     program
         .check(site)
         .with_context(|| told(site, "ask after the journey"))?;
@@ -149,11 +152,11 @@ fn live_natively(program: &mut dyn Program, site: &mut Site<'_>) -> Result<()> {
         let mut command = site.host.command(words[0])?;
         site.terminal
             .replace(Some(Terminal::start(command.args(&words[1..]))?));
-        live(program, site, |_| Ok(()))?;
+        live(program, site, |_, _| Ok(()))?;
         site.terminal.replace(None);
     } else {
         let _child = Guard(site.host.spawn(&words, &site.log)?);
-        live(program, site, |_| Ok(()))?;
+        live(program, site, |_, _| Ok(()))?;
     }
     // What the program started goes with it: in a pod that is what `rm` does.
     site.host.kill_all()
@@ -211,10 +214,37 @@ fn sleep_and_wake(site: &Site<'_>, world: &World, before: Backing, after: Backin
     host.pod(&words)?.ok().map(drop)
 }
 
-fn migrate<'w>(site: &mut Site<'w>, world: &'w World, way: Way) -> Result<()> {
+/// How often the pod moves: once, and in a soak as often as `POD_SOAK_MOVES` says.
+fn moves() -> Result<u32> {
+    match std::env::var("POD_SOAK_MOVES") {
+        Ok(text) => text.parse().context("POD_SOAK_MOVES"),
+        Err(_) => Ok(1),
+    }
+}
+
+/// Moves to the destination, and on from there back to the source, and so on, and asks after each
+/// move.
+fn wander<'w>(
+    program: &mut dyn Program,
+    site: &mut Site<'w>,
+    world: &'w World,
+    way: Way,
+) -> Result<()> {
+    let ends = [&world.source, &world.destination];
+    for number in 1..=moves()? {
+        let to = ends[number as usize % 2];
+        migrate(site, to, way).with_context(|| format!("move {number}"))?;
+        program
+            .check(site)
+            .with_context(|| told(site, &format!("ask after move {number}")))?;
+    }
+    Ok(())
+}
+
+fn migrate<'w>(site: &mut Site<'w>, host: &'w Host, way: Way) -> Result<()> {
     let to = match way {
-        Way::Ssh => format!("ssh://root@{}", world.destination.v4()),
-        Way::Agent => format!("{}:7077", world.destination.v4()),
+        Way::Ssh => format!("ssh://root@{}", host.v4()),
+        Way::Agent => format!("{}:7077", host.v4()),
     };
     site.terminal.replace(None);
     site.host
@@ -227,6 +257,6 @@ fn migrate<'w>(site: &mut Site<'w>, world: &'w World, way: Way) -> Result<()> {
     );
     let listed = site.host.pod(&["ps", "-a", "--format", "json"])?.ok()?;
     ensure!(listed.trim() == "[]", "the source still lists {listed}");
-    site.host = &world.destination;
+    site.host = host;
     Ok(())
 }

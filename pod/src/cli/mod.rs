@@ -4,6 +4,7 @@
 mod check;
 mod control;
 mod files;
+mod generate;
 mod image;
 mod inside;
 mod internal;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) use check::Check;
 pub(crate) use control::{Kill, Remove, Stop};
 pub(crate) use files::{Copy, Place};
+pub(crate) use generate::Generate;
 pub(crate) use image::{Checkpoint, ImageCommand, OneImage, Restore};
 pub(crate) use inside::Exec;
 pub(crate) use internal::Internal;
@@ -122,6 +124,9 @@ pub(crate) enum Command {
     Migrate(Migrate),
     /// Serve other hosts: their pods arrive here, names are published
     Agent(Agent),
+    /// Write completions or man pages
+    #[command(subcommand)]
+    Generate(Generate),
     /// The processes around a pod
     #[command(flatten)]
     Internal(Internal),

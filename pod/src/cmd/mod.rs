@@ -8,6 +8,7 @@ mod cp;
 mod diff;
 mod exec;
 mod follow;
+mod generate;
 mod image;
 mod inspect;
 mod kill;
@@ -39,6 +40,9 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
     if let Command::Internal(internal) = cli.command {
         return self::internal(internal, &globals).map(|()| 0);
     }
+    if let Command::Generate(what) = &cli.command {
+        return generate::generate(what);
+    }
     let store = open_store(&globals)?;
     match cli.command {
         Command::Run(arguments) => run::run(&store, *arguments),
@@ -64,7 +68,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         Command::Cp(arguments) => cp::cp(&store, &arguments),
         Command::Migrate(arguments) => migrate::migrate(&store, &arguments, globals.format),
         Command::Agent(arguments) => agent::agent(&store, &arguments),
-        Command::Internal(_) => Ok(0),
+        Command::Generate(_) | Command::Internal(_) => Ok(0),
     }
 }
 

@@ -170,13 +170,8 @@ impl Init {
             }
             ToInit::Adopt { vpid } => {
                 self.known.retain(|_, known| !known.main);
-                self.known.insert(
-                    vpid,
-                    Known {
-                        main: true,
-                        order: number,
-                    },
-                );
+                let (main, order) = (true, number);
+                self.known.insert(vpid, Known { main, order });
                 done()
             }
             ToInit::Kill { vpid, signal } => {

@@ -148,6 +148,7 @@ const OTHERS: &[&str] = &[
     "process-locks",
     "sem",
     "shm",
+    "tcp-connection",
     "tcp-links",
     "terminal-pair",
     "terminal-session",

@@ -86,12 +86,4 @@ impl Subject {
             "--leave-running",
         ]);
     }
-
-    /// Checkpoints the pod, which ends, and wakes it under another name.
-    pub(crate) fn travel(&self, name: &str) {
-        self.host
-            .good(&["checkpoint", "p", "-o", &self.image(name)]);
-        self.host
-            .good(&["restore", &self.image(name), "-d", "--name", name]);
-    }
 }

@@ -40,9 +40,6 @@ pub(crate) struct Site<'a> {
     pub(crate) note: &'a Note<'a>,
 }
 
-/// Applies a change to what is recorded as made, and writes it down.
-pub(crate) type Note<'a> = dyn Fn(&dyn Fn(&mut Made)) -> Result<()> + 'a;
-
 /// Makes a pod's devices. Returns its address, where it has one of its own.
 pub(crate) fn make(site: &Site<'_>) -> Result<Option<String>> {
     match &site.config.net {

@@ -27,9 +27,6 @@ use crate::store::{Config, Made, Net, Pod, Store};
 use crate::userns;
 use command::ip;
 
-/// Writes down what is about to be made.
-pub(crate) type Note<'a> = dyn Fn(&dyn Fn(&mut Made)) -> Result<()> + 'a;
-
 /// A pod whose network is to be made.
 pub(crate) struct Site<'a> {
     pub(crate) store: &'a Store,

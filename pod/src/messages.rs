@@ -213,6 +213,8 @@ pub(crate) struct Setup {
     /// Offsets of CLOCK_MONOTONIC and CLOCK_BOOTTIME in nanoseconds, in a new time namespace.
     pub(crate) clocks: Option<(i64, i64)>,
     pub(crate) root: Root,
+    /// The profile of calls that programs must not make.
+    pub(crate) mask: Option<String>,
     /// The interception filter: an array of `struct sock_filter`.
     pub(crate) filter: Option<Vec<u8>>,
 }

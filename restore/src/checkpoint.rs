@@ -80,6 +80,8 @@ pub struct Subject<'a> {
     pub streams: Vec<(String, OwnedFd)>,
     /// Whether /dev/shm is the pod's own.
     pub own_shm: bool,
+    /// How many system call filters of ours every program has beyond those of init: the mask.
+    pub masks: i64,
 }
 
 /// Captures a frozen pod. It stays frozen, and whole, whatever happens here.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::store::{NamesChoice, Net, Publish, Volume};
+use crate::store::{Mask, NamesChoice, Net, Publish, Volume};
 
 /// Arguments of `pod run`.
 #[derive(Debug, Args)]
@@ -51,6 +51,9 @@ pub(crate) struct Run {
     /// The pod's host name (default: its name)
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
+    /// Calls the pod's programs must not make: default, none, or a file with a profile
+    #[arg(long, value_name = "PROFILE", default_value = "default")]
+    pub(crate) mask: Mask,
     /// Limit the pod's memory (a number with k, m or g)
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) memory: Option<u64>,

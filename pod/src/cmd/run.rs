@@ -127,6 +127,7 @@ fn configure(arguments: Run) -> Result<Config> {
         window: terminal::size(std::io::stdin().as_fd()),
         memory: arguments.memory,
         pids: arguments.pids,
+        mask: arguments.mask,
         image: None,
         id,
         name,

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use intercept::mask::Mask;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -31,7 +32,7 @@ use nix::sys::wait::WaitPidFlag;
 use nix::unistd::Pid;
 
 use crate::failure::Failure;
-use crate::messages::{Answer, FromInit, Order, ToInit};
+use crate::messages::{Answer, FromInit, Order, Setup, ToInit};
 use crate::wire::Wire;
 
 pub(crate) use mounts::assemble_privately;
@@ -47,13 +48,21 @@ struct Known {
     order: u64,
 }
 
+/// What every program of the pod is put behind.
+#[derive(Debug, Default)]
+struct Walls {
+    /// `cgroup.procs` of the groups it belongs to.
+    groups: Vec<OwnedFd>,
+    /// Calls it must not make.
+    mask: Option<Mask>,
+}
+
 #[derive(Debug)]
 struct Init {
     wire: Wire,
     /// Programs whose exit is reported, by pid.
     known: BTreeMap<i32, Known>,
-    /// `cgroup.procs` of the groups programs belong to.
-    groups: Vec<OwnedFd>,
+    walls: Walls,
     listener: Option<OwnedFd>,
     /// The main program's end: its order and its status.
     ended: Option<(u64, i32)>,
@@ -72,7 +81,7 @@ pub(crate) fn run(wire: Wire) -> Result<()> {
     let mut init = Init {
         wire,
         known: BTreeMap::new(),
-        groups: Vec::new(),
+        walls: Walls::default(),
         listener: None,
         ended: None,
         over: false,
@@ -133,19 +142,7 @@ impl Init {
 
     fn obey(&mut self, number: u64, order: ToInit, fds: Vec<OwnedFd>) -> Answered {
         match order {
-            ToInit::Setup(setup) => {
-                self.groups = fds;
-                let (listener, read_only) = world::make(&setup)?;
-                self.listener = listener;
-                let listener = self.listener.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
-                Ok((
-                    Answer::Ready {
-                        listener,
-                        read_only,
-                    },
-                    Vec::new(),
-                ))
-            }
+            ToInit::Setup(setup) => self.set_up(&setup, fds),
             ToInit::ListenerTaken => {
                 self.listener = None;
                 done()
@@ -155,13 +152,13 @@ impl Init {
                 Ok((Answer::Terminal, vec![master, slave]))
             }
             ToInit::Spawn { program, main } => {
-                let spawned = spawn::program(&program, &fds, &self.groups)?;
+                let spawned = spawn::program(&program, &fds, &self.walls)?;
                 let order = number;
                 self.known.insert(spawned.vpid, Known { main, order });
                 Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::SpawnSeed { vpid } => {
-                let spawned = spawn::seed(vpid, &self.groups, fds)?;
+                let spawned = spawn::seed(vpid, &self.walls, fds)?;
                 Ok((Answer::Spawned { vpid: spawned.vpid }, vec![spawned.pidfd]))
             }
             ToInit::Builder { vpid } => {
@@ -189,6 +186,20 @@ impl Init {
                 done()
             }
         }
+    }
+
+    fn set_up(&mut self, setup: &Setup, groups: Vec<OwnedFd>) -> Answered {
+        let mask = setup.mask.as_deref().map(Mask::from_json).transpose();
+        self.walls.mask = mask.context("make the mask")?;
+        self.walls.groups = groups;
+        let (listener, read_only) = world::make(setup)?;
+        self.listener = listener;
+        let listener = self.listener.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+        let ready = Answer::Ready {
+            listener,
+            read_only,
+        };
+        Ok((ready, Vec::new()))
     }
 
     fn take_signals(&mut self, signals: &SignalFd) -> Result<()> {

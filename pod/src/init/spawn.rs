@@ -22,7 +22,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::pipe2;
 
-use super::{terminal, user};
+use super::{Walls, terminal, user};
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::messages::Program;
 use crate::sys::cloexec_from;
@@ -35,7 +35,7 @@ pub(super) struct Spawned {
 }
 
 /// Starts a program. `fds` are its standard input, output and error output, or its terminal.
-pub(super) fn program(program: &Program, fds: &[OwnedFd], groups: &[OwnedFd]) -> Result<Spawned> {
+pub(super) fn program(program: &Program, fds: &[OwnedFd], walls: &Walls) -> Result<Spawned> {
     let wanted = if program.tty { 1 } else { 3 };
     anyhow::ensure!(
         fds.len() == wanted,
@@ -43,7 +43,7 @@ pub(super) fn program(program: &Program, fds: &[OwnedFd], groups: &[OwnedFd]) ->
     );
     let (failure, report) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     let spawned = fork(None, || {
-        let Err(error) = become_program(program, fds, groups);
+        let Err(error) = become_program(program, fds, walls);
         tell_failure(report.into(), &error);
         127
     })?;
@@ -55,12 +55,16 @@ pub(super) fn program(program: &Program, fds: &[OwnedFd], groups: &[OwnedFd]) ->
 
 /// Forks a task for a restart, with a chosen pid if one is given. It maps the stub page and waits there
 /// until the supervisor seizes it. `fds` is the feed, the only descriptor it keeps.
-pub(super) fn seed(vpid: Option<i32>, groups: &[OwnedFd], fds: Vec<OwnedFd>) -> Result<Spawned> {
+pub(super) fn seed(vpid: Option<i32>, walls: &Walls, fds: Vec<OwnedFd>) -> Result<Spawned> {
     let feed = fds.into_iter().next().context("a seed needs a feed")?;
     let (failure, report) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     let spawned = fork(vpid, || {
-        let ready = join(groups).and_then(|()| stub::map_here().context("map the stub page"));
-        match ready.and_then(|()| reset_signals()) {
+        let ready =
+            join(&walls.groups).and_then(|()| stub::map_here().context("map the stub page"));
+        match ready
+            .and_then(|()| reset_signals())
+            .and_then(|()| put_on(walls))
+        {
             Ok(()) => drop(report),
             Err(error) => {
                 tell_failure(report.into(), &error);
@@ -155,13 +159,14 @@ fn read_failure(pipe: OwnedFd, vpid: i32) -> Result<Option<Failure>> {
 fn become_program(
     program: &Program,
     stdio: &[OwnedFd],
-    groups: &[OwnedFd],
+    walls: &Walls,
 ) -> Result<std::convert::Infallible> {
-    join(groups)?;
+    join(&walls.groups)?;
     reset_signals()?;
     nix::unistd::setsid().context("make a session")?;
     connect_stdio(stdio)?;
     cloexec_from(3).context("close_range")?;
+    put_on(walls)?;
     let home = match &program.user {
         Some(user) => user::become_user(user)?,
         None => user::home_of_current(),
@@ -172,6 +177,14 @@ fn become_program(
             .hint("-w names a directory that exists in the pod")
     })?;
     execute(program, &home)
+}
+
+/// Puts the mask on, while the privilege is there that lets set-user-ID programs stay usable under it.
+fn put_on(walls: &Walls) -> Result<()> {
+    let Some(mask) = &walls.mask else {
+        return Ok(());
+    };
+    mask.install().context("put the mask on")
 }
 
 /// Moves the calling process into the pod's control groups.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
+use intercept::mask::DEFAULT_PROFILE;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -38,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) memory: Option<u64>,
     /// Processes and threads.
     pub(crate) pids: Option<u64>,
+    /// What its programs must not ask of the kernel.
+    pub(crate) mask: Mask,
     /// The image the pod was restored from.
     pub(crate) image: Option<PathBuf>,
 }
@@ -113,6 +116,52 @@ pub(crate) enum Base {
     Host,
     /// A directory, with the pod's writes in a layer.
     Rootfs(PathBuf),
+}
+
+/// `--mask`: calls that a pod's programs must not make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mask {
+    /// What container engines refuse by default.
+    #[default]
+    Default,
+    /// Nothing is refused.
+    None,
+    /// A profile in seccompiler's JSON, whole.
+    Profile(String),
+}
+
+impl Mask {
+    /// The profile, if there is one.
+    pub(crate) fn profile(&self) -> Option<&str> {
+        match self {
+            Self::Default => Some(DEFAULT_PROFILE),
+            Self::None => None,
+            Self::Profile(profile) => Some(profile),
+        }
+    }
+
+    /// How many filters it is.
+    pub(crate) fn filters(&self) -> i64 {
+        i64::from(*self != Self::None)
+    }
+}
+
+impl FromStr for Mask {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "default" => Ok(Self::Default),
+            "none" => Ok(Self::None),
+            file => {
+                let profile =
+                    std::fs::read_to_string(file).map_err(|e| format!("read {file}: {e}"))?;
+                intercept::mask::Mask::from_json(&profile).map_err(|e| format!("{file}: {e}"))?;
+                Ok(Self::Profile(profile))
+            }
+        }
+    }
 }
 
 /// `-v SRC:DST[:ro]`.

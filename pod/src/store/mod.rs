@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Hinted};
 
-pub(crate) use config::{Base, Config, NamesChoice, Net, Publish, Volume};
+pub(crate) use config::{Base, Config, Mask, NamesChoice, Net, Publish, Volume};
 pub(crate) use config::{CONFIG_VERSION, check_name, random_hex};
 pub(crate) use lock::Lock;
 pub(crate) use state::{Exit, Made, Phase, State, now};

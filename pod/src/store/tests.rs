@@ -25,6 +25,7 @@ fn config(id: &str, name: &str) -> Config {
         window: None,
         memory: None,
         pids: None,
+        mask: Mask::Default,
         image: None,
     }
 }

@@ -37,6 +37,7 @@ impl Supervised {
             pids: &held_by,
             streams,
             own_shm: true,
+            masks: self.config.mask.filters(),
         };
         Ok(check::check(&subject)?)
     }

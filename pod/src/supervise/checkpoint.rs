@@ -147,6 +147,7 @@ pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Re
         pids: &job.held_by,
         streams,
         own_shm: true,
+        masks: job.pod.config.mask.filters(),
     };
     let mut cx = Capture::new(writer);
     cx.network = job.held_by.network();

@@ -99,6 +99,7 @@ fn set_up(supervised: &Supervised, link: &InitLink) -> Result<()> {
         own_pids: plan.pids == Backing::Kernel,
         clocks: Some(clocks(config)?),
         root,
+        mask: config.mask.profile().map(str::to_owned),
         filter: names::filter(&plan)?,
     };
     let (answer, _) = link.order(ToInit::Setup(Box::new(setup)), &groups)?;

@@ -62,7 +62,9 @@ fn is_empty(directory: &Path) -> bool {
 #[test]
 fn what_cannot_be_carried_is_named_and_the_program_goes_on() {
     let (host, images) = (Host::new(), tempfile::tempdir().unwrap());
-    host.good(&["run", "-d", "--name", "p", "--", "python3", "-c", HOLDER]);
+    host.good(&[
+        "run", "-d", "--name", "p", "--mask", "none", "--", "python3", "-c", HOLDER,
+    ]);
     let line = first_line(&host, "p");
     let said = host.pod(&["check", "--pod", "p", "--format", "json"]);
     assert_eq!(said.code, 1, "{said:?}");
@@ -101,7 +103,9 @@ fn what_cannot_be_carried_is_named_and_the_program_goes_on() {
 fn namespaces_and_tracers_stand_in_the_way() {
     let host = Host::new();
     let script = "busybox sleep 1000 & unshare --uts sleep 2000 & echo up; wait";
-    host.good(&["run", "-d", "--name", "p", "--", "sh", "-c", script]);
+    host.good(&[
+        "run", "-d", "--name", "p", "--mask", "none", "--", "sh", "-c", script,
+    ]);
     assert_eq!(first_line(&host, "p"), "up\n");
     let unshared = || host.pod(&["check", "--pod", "p"]);
     let mut said = unshared();

@@ -114,7 +114,7 @@ pub fn check(subject: &Subject<'_>) -> Result<Report> {
         streams.push((stat.st_dev, stat.st_ino));
     }
     for process in &looked {
-        tasks::check(*process, subject.init, &mut report);
+        tasks::check(*process, (subject.init, subject.masks), &mut report);
         descriptors::check(*process, &streams, &mut report);
         memory(*process, &mut report);
     }

@@ -49,7 +49,7 @@ fn threads(pid: pid_t) -> Vec<pid_t> {
 }
 
 /// Looks at the tasks of a process.
-pub(super) fn check(process: Looked, init: pid_t, report: &mut Report) {
+pub(super) fn check(process: Looked, (init, masks): (pid_t, i64), report: &mut Report) {
     let pid = process.real;
     let (Some(leader), Some(outer)) = (Status::of(pid, pid), Status::of(init, init)) else {
         return;
@@ -62,7 +62,7 @@ pub(super) fn check(process: Looked, init: pid_t, report: &mut Report) {
         };
         let reasons = [
             traced(&status),
-            filtered(&status, &outer),
+            filtered(&status, outer.number("Seccomp_filters") + masks),
             own_identity(&status, &leader),
             own_tables(pid, tid),
             stuck(pid, tid),
@@ -89,11 +89,11 @@ fn traced(status: &Status) -> Option<Reason> {
     })
 }
 
-/// Filters beyond those that init has, which all programs of the pod inherit, are the program's own.
-fn filtered(status: &Status, init: &Status) -> Option<Reason> {
+/// Filters beyond those that we gave all programs of the pod are the program's own.
+fn filtered(status: &Status, ours: i64) -> Option<Reason> {
     let own = match status.number("Seccomp") {
         1 => true,
-        2 => status.number("Seccomp_filters") > init.number("Seccomp_filters"),
+        2 => status.number("Seccomp_filters") > ours,
         _ => false,
     };
     own.then(|| {

@@ -126,7 +126,7 @@ fn look_at(mut command: Command) -> Vec<String> {
     }
     let mut report = Report::default();
     let looked = Looked { real: pid, virt: 7 };
-    tasks::check(looked, std::process::id() as i32, &mut report);
+    tasks::check(looked, (std::process::id() as i32, 0), &mut report);
     child.kill().unwrap();
     child.wait().unwrap();
     report.refusals.iter().map(ToString::to_string).collect()

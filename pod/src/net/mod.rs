@@ -27,6 +27,9 @@ use crate::store::{Config, Made, Net, Pod, Store};
 use crate::userns;
 use command::ip;
 
+/// Applies a change to what is recorded as made, and writes it down.
+pub(crate) type Note<'a> = dyn Fn(&dyn Fn(&mut Made)) -> Result<()> + 'a;
+
 /// A pod whose network is to be made.
 pub(crate) struct Site<'a> {
     pub(crate) store: &'a Store,

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use rustls::{
 
 use super::config::directory;
 use crate::failure::Hinted;
+use crate::messages::Channel;
+use crate::migrate::frame::Conn;
 use crate::migrate::link::Link;
 use crate::store::{private_dir, random_hex, write_atomically};
 
@@ -274,6 +277,29 @@ impl Identity {
             .with_client_auth_cert(chain, key)
             .context("use host.pem")?;
         client(config, link)
+    }
+}
+
+impl Conn {
+    /// A connection over the descriptors of a channel, to a member of our cluster or through ssh; both
+    /// have said hello.
+    ///
+    /// # Errors
+    /// Descriptors that are missing, a host in no cluster, somebody who is no peer.
+    pub(crate) fn over(root: &Path, channel: Channel, fds: Vec<OwnedFd>) -> Result<Self> {
+        let mut fds = fds.into_iter();
+        let mut next = || {
+            fds.next()
+                .context("the connection's descriptors are missing")
+        };
+        let mut conn = match channel {
+            Channel::Plain => Self::new(Link::new(next()?, next()?).context("fcntl")?),
+            Channel::Tls => {
+                Self::new(Identity::of(root).connect(Link::socket(next()?).context("fcntl")?)?)
+            }
+        };
+        conn.handshake()?;
+        Ok(conn)
     }
 }
 

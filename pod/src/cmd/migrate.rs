@@ -22,7 +22,9 @@ use crate::failure::{Failure, Hinted};
 use crate::messages::{Ask, Channel, Told};
 use crate::migrate::authority::Verdict;
 use crate::migrate::fault;
+use crate::migrate::frame::Conn;
 use crate::migrate::journal::Duty;
+use crate::migrate::message::Say;
 use crate::migrate::report::{Progress, Report};
 use crate::output;
 use crate::store::{Pod, Store};
@@ -199,6 +201,9 @@ pub(super) fn migrate(store: &Store, arguments: &cli::Migrate, format: Format) -
     match follow(&client) {
         Ok(Told::Migrated(report)) => {
             ssh.close()?;
+            if !report.settled {
+                tell_settled(store, &pod, &destination);
+            }
             finish(store, &pod)?;
             show(&report, format)
         }
@@ -266,6 +271,25 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// A destination that was not told keeps the decision about a move for ever.
+fn tell_settled(store: &Store, pod: &Pod, destination: &Destination) {
+    let tell = || -> Result<()> {
+        let begun = journal(pod)?.context("no move")?.begun().clone();
+        let connection = destination.connect()?;
+        let mut conn = Conn::over(store.root(), connection.channel, connection.fds)?;
+        conn.ask(&Say::Settled(begun.id))?;
+        conn.send(&Say::Bye)?;
+        drop(conn);
+        connection.ssh.close()
+    };
+    if let Err(error) = tell() {
+        tracing::info!(
+            error = format!("{error:#}"),
+            "the destination was not told that the move is over"
+        );
+    }
+}
+
 /// Nothing of a pod that has moved stays here.
 fn finish(store: &Store, pod: &Pod) -> Result<()> {
     pod.until_let_go()?;
@@ -316,6 +340,7 @@ fn settle(store: &Store, pod: &Pod, destination: &Destination, mut failure: Fail
         // A supervisor that was started again may have seen to everything by itself.
         let journal = journal(pod)?.filter(|journal| journal.duty() == Duty::Nothing);
         if let Some(verdict) = journal.and_then(|journal| journal.outcome()) {
+            tell_settled(store, pod, destination);
             return resolved(store, pod, Some(verdict), Some(failure));
         }
         std::thread::sleep(BETWEEN);

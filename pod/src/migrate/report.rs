@@ -73,6 +73,8 @@ pub(crate) struct Report {
     /// From the check to the release, in microseconds.
     pub(crate) total: u64,
     pub(crate) bytes: Bytes,
+    /// Whether the destination knows that the source has done its part, and has forgotten the decision.
+    pub(crate) settled: bool,
 }
 
 /// What the user is told while it goes on.

@@ -322,8 +322,8 @@ impl Course<'_> {
         let to = to.clone();
         self.phase(Phase::Release, |course| course.source.pod.release(&to))?;
         self.journal.write(Entry::Done)?;
-        self.settle();
-        Ok(self.report(to))
+        let settled = self.settle();
+        Ok(self.report(to, settled))
     }
 
     fn await_run(&mut self) -> Result<()> {
@@ -335,18 +335,18 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// The destination need not keep the decision. Unheard, it keeps a few bytes for longer.
-    fn settle(&mut self) {
-        let settled = self
-            .source
-            .conn
-            .ask(&Say::Settled(self.source.plan.id.clone()));
-        if let Err(error) = settled.and_then(|_| self.source.conn.send(&Say::Bye)) {
+    /// The destination need not keep the decision. Unheard, it keeps a few bytes until somebody tells it.
+    fn settle(&mut self) -> bool {
+        let id = self.source.plan.id.clone();
+        let settled = self.source.conn.ask(&Say::Settled(id));
+        let settled = settled.and_then(|_| self.source.conn.send(&Say::Bye));
+        if let Err(error) = &settled {
             tracing::debug!(%error, "the destination was not told");
         }
+        settled.is_ok()
     }
 
-    fn report(&mut self, to: String) -> Report {
+    fn report(&mut self, to: String, settled: bool) -> Report {
         let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         let name = self
             .source
@@ -364,6 +364,7 @@ impl Course<'_> {
             downtime_total: self.downtime.total(),
             total: self.whole.lap(),
             bytes: self.bytes,
+            settled,
         }
     }
 

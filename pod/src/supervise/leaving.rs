@@ -23,7 +23,6 @@ use restore::restart::Held;
 use super::names::Pause;
 use super::{Event, Supervised, checkpoint};
 use crate::agent::config::Settings;
-use crate::agent::identity::Identity;
 use crate::cgroup;
 use crate::failure::Failure;
 use crate::layer;
@@ -32,7 +31,6 @@ use crate::migrate::authority::{Authority, Fence, Verdict};
 use crate::migrate::cold::Cold;
 use crate::migrate::frame::Conn;
 use crate::migrate::journal::{Duty, Journal};
-use crate::migrate::link::Link;
 use crate::migrate::manifest::{self, Ground};
 use crate::migrate::message::{HostFile, Needs};
 use crate::migrate::settle::{Here, Peer, Unreachable, settle};
@@ -53,23 +51,6 @@ pub(super) fn directory(pod: &Pod) -> PathBuf {
 /// The journal of the pod's last move, if there was one.
 pub(super) fn journal(pod: &Pod) -> Result<Option<Journal>> {
     Journal::open(&directory(pod).join(JOURNAL))
-}
-
-/// A connection from the descriptors that came with a request.
-fn connect(root: &Path, channel: Channel, fds: Vec<OwnedFd>) -> Result<Conn> {
-    let mut fds = fds.into_iter();
-    let mut next = || {
-        fds.next()
-            .context("the connection's descriptors are missing")
-    };
-    let mut conn = match channel {
-        Channel::Plain => Conn::new(Link::new(next()?, next()?).context("fcntl")?),
-        Channel::Tls => {
-            Conn::new(Identity::of(root).connect(Link::socket(next()?).context("fcntl")?)?)
-        }
-    };
-    conn.handshake()?;
-    Ok(conn)
 }
 
 fn strategy(mode: &str) -> Result<Box<dyn Strategy>> {
@@ -95,7 +76,7 @@ impl Supervised {
     ) -> Result<()> {
         let _moving = self.no_move()?;
         let mut strategy = strategy(mode)?;
-        let mut conn = connect(self.store.root(), channel, fds)?;
+        let mut conn = Conn::over(self.store.root(), channel, fds)?;
         let dir = self.fresh_directory()?;
         let plan = self.plan(to, faults)?;
         let zone = self.zone(plan.fence.as_ref())?;
@@ -258,7 +239,7 @@ impl Supervised {
             (Some(zone), _) => self.settle(&mut journal, &zone),
             (None, None) => self.settle(&mut journal, &Unreachable(begun.peer)),
             (None, Some(channel)) => {
-                let peer = Peer::new(connect(self.store.root(), channel, fds)?, begun.id);
+                let peer = Peer::new(Conn::over(self.store.root(), channel, fds)?, begun.id);
                 let settled = self.settle(&mut journal, &peer);
                 if settled.is_ok() {
                     peer.settled();

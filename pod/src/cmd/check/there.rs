@@ -4,13 +4,11 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::UNFIT;
-use crate::agent::identity::Identity;
 use crate::cli::Format;
 use crate::cmd::migrate::{Connection, Destination};
 use crate::failure::Failure;
-use crate::messages::{Ask, Channel, Told};
+use crate::messages::{Ask, Told};
 use crate::migrate::frame::Conn;
-use crate::migrate::link::Link;
 use crate::migrate::message::{Answer, Lack, Needs, Say, unexpected};
 use crate::migrate::needs;
 use crate::output;
@@ -76,28 +74,15 @@ fn any() -> Needs {
 }
 
 fn ask(store: &Store, to: &str, needs: &Needs) -> Result<Vec<Lack>> {
-    let Connection {
-        channel,
-        mut fds,
-        ssh,
-    } = to.parse::<Destination>()?.connect()?;
-    let mut conn = match (channel, fds.pop(), fds.pop()) {
-        (Channel::Tls, Some(socket), _) => {
-            Conn::new(Identity::of(store.root()).connect(Link::socket(socket)?)?)
-        }
-        (Channel::Plain, Some(to), Some(from)) => Conn::new(Link::new(from, to)?),
-        _ => return Err(Failure::new("the connection has no descriptors").into()),
+    let Connection { channel, fds, ssh } = to.parse::<Destination>()?.connect()?;
+    let asked = Conn::over(store.root(), channel, fds)
+        .and_then(|mut conn| Ok((conn.ask(&Say::Check(needs.clone()))?, conn)));
+    let (answer, mut conn) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return Err(ssh.explain(error)),
     };
-    let asked = conn
-        .handshake()
-        .and_then(|()| conn.ask(&Say::Check(needs.clone())));
-    let lacks = match asked {
-        Ok(Answer::Lacks(lacks)) => lacks,
-        Ok(other) => return Err(unexpected("Lacks", &other).into()),
-        Err(error) => {
-            drop(conn);
-            return Err(ssh.explain(error.into()));
-        }
+    let Answer::Lacks(lacks) = answer else {
+        return Err(unexpected("Lacks", &answer).into());
     };
     conn.send(&Say::Bye)?;
     Ok(lacks)

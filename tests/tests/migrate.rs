@@ -286,7 +286,7 @@ fn what_the_destination_lacks_is_told_before_anything_is_touched() -> Result<()>
 fn a_program_that_the_destination_lacks_goes_along() -> Result<()> {
     let trip = Trip::new()?;
     let (source, destination) = (&trip.world.source, &trip.world.destination);
-    source.shell("mkdir /run/only && cp $(command -v busybox) /run/only/tool && echo here > /run/only/note")?.ok()?;
+    source.shell("mkdir /run/only && cp $(command -v busybox) /run/only/busybox && echo here > /run/only/note")?.ok()?;
     let run = [
         "run",
         "-d",
@@ -295,7 +295,7 @@ fn a_program_that_the_destination_lacks_goes_along() -> Result<()> {
         "-e",
         "POD_TEST",
         "--",
-        "/run/only/tool",
+        "/run/only/busybox",
         "sleep",
         "1000",
     ];
@@ -304,7 +304,7 @@ fn a_program_that_the_destination_lacks_goes_along() -> Result<()> {
     ensure!(trip.home()?.name() == "destination");
     destination.shell("test ! -e /run/only")?.ok()?;
     for (words, wanted) in [
-        (vec!["/run/only/tool", "echo", "goes"], "goes"),
+        (vec!["/run/only/busybox", "echo", "goes"], "goes"),
         (vec!["cat", "/run/only/note"], "here"),
     ] {
         let mut command = vec!["exec", POD, "--"];

@@ -47,6 +47,21 @@ pub(crate) enum ImageCommand {
     Inspect(OneImage),
     /// Prove an image whole: every file has the length and hash its header says
     Verify(OneImage),
+    /// List the processes of an image, the files they have open, and the image's own files
+    Ls(OneImage),
+    /// Tell what differs between two images: A added, C changed, D deleted
+    Diff(TwoImages),
+}
+
+/// Two images, by their paths.
+#[derive(Debug, Args)]
+pub(crate) struct TwoImages {
+    /// The older image's directory
+    #[arg(value_name = "A")]
+    pub(crate) old: PathBuf,
+    /// The newer image's directory
+    #[arg(value_name = "B")]
+    pub(crate) new: PathBuf,
 }
 
 /// An image, by its path.

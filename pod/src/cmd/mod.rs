@@ -63,7 +63,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
         }
         Command::Restore(arguments) => restore::restore(&store, arguments),
         Command::Check(arguments) => check::check(&store, &arguments, globals.format),
-        Command::Image(command) => image::image(&command),
+        Command::Image(command) => image::image(&command, globals.format),
         Command::Diff(one) => diff::diff(&store.find(&one.pod)?, globals.format),
         Command::Cp(arguments) => cp::cp(&store, &arguments),
         Command::Migrate(arguments) => migrate::migrate(&store, &arguments, globals.format),

@@ -77,7 +77,10 @@ pub(crate) fn unpack_layer(image: &Path, layer: &Path) -> Result<()> {
             Path::new(part).components().next(),
             Some(Component::Normal(_))
         );
-        let why = || Failure::new(format!("{part:?} is no name of a part of a layer"));
+        let why = || {
+            Failure::new(format!("{part:?} is no name of a part of a layer"))
+                .hint("the image was not written by pod checkpoint")
+        };
         anyhow::ensure!(plain && !part.contains('/'), why());
         let directory = layer.join(part);
         let made = DirBuilder::new()

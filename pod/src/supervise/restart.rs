@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use restore::image::{Image, Record};
 use restore::resource::ObjectId;
+use restore::resource::process::Process;
 use restore::restart::{self, Held, Site};
 use restore::service::Client;
 
@@ -103,6 +104,7 @@ fn wake_here(
     let image = Image::open(path)?;
     restart::all_known(&image, &[PodRecord::KIND])?;
     let pod: PodRecord = image.get(0)?;
+    has_main(&image, pod.main)?;
     let spare = held_by.wanted(restart::spare_pid(&image)?);
     let mut site = PodSite::new((link, held_by), path, streams, spare)?;
     let held = restart::restart(&image, &mut site)?;
@@ -111,6 +113,20 @@ fn wake_here(
     link.order(ToInit::Adopt { vpid: main }, &[])?;
     site.end()?;
     Ok((pod.main, held))
+}
+
+/// A pod whose main program is not there would never end.
+fn has_main(image: &Image, main: i32) -> Result<()> {
+    let processes = image.all::<Process>()?;
+    let found = processes.values().any(|p| p.place.pid == main);
+    let why = || {
+        Failure::new(format!(
+            "the image has no process {main}, which should be its main program"
+        ))
+        .hint("pod image ls shows the processes of an image")
+    };
+    anyhow::ensure!(found, why());
+    Ok(())
 }
 
 /// The surroundings of a restart.

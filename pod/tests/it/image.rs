@@ -222,3 +222,34 @@ fn a_place_that_does_not_serve_costs_nothing() {
         "{said:?}"
     );
 }
+
+#[test]
+fn an_image_is_listed_and_compared() {
+    let (host, images) = (Host::new(), tempfile::tempdir().unwrap());
+    counter(&host);
+    let take = |name: &str| {
+        let path = images.path().join(name).to_str().unwrap().to_owned();
+        host.good(&["checkpoint", "c", "--leave-running", "-o", &path]);
+        path
+    };
+    let (old, new) = (take("old"), take("new"));
+    let listed: serde_json::Value =
+        serde_json::from_str(&host.good(&["image", "ls", &old, "--format", "json"])).unwrap();
+    let process = &listed["processes"][0];
+    assert!(
+        process["command"]
+            .as_str()
+            .unwrap()
+            .starts_with("python3 -c"),
+        "{listed}"
+    );
+    assert!(process["memory"].as_u64().unwrap() > 60 << 20, "{listed}");
+    assert!(listed["files"]["pages.img"]["len"].as_u64().unwrap() > 60 << 20);
+    assert!(host.good(&["image", "ls", &old]).contains("OPEN FILES"));
+    assert_eq!(host.good(&["image", "diff", &old, &old]), "");
+    let differs = host.good(&["image", "diff", &old, &new]);
+    assert!(
+        differs.contains("C pages.img") && differs.contains("C process 2"),
+        "{differs}"
+    );
+}

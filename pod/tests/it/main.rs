@@ -5,6 +5,7 @@
 mod check;
 mod files;
 mod host;
+mod hostile;
 mod image;
 mod killed;
 mod life;

@@ -146,7 +146,9 @@ impl Description for Regular {
 }
 
 impl Regular {
-    fn path(&self) -> PathBuf {
+    /// Its path in the pod; of a file without a name the one it had.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
         PathBuf::from(OsString::from_vec(self.path.clone()))
     }
 

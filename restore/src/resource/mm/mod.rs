@@ -15,6 +15,8 @@ pub use rebuild::{Inherited, rebuild};
 pub(crate) use uncarried::{HINT, uncarried};
 pub use vma::{Advice, Backing, Vma};
 
+use std::{fs::File, os::unix::fs::FileExt};
+
 use serde::{Deserialize, Serialize};
 
 use super::ObjectId;
@@ -37,6 +39,35 @@ pub struct Mm {
     /// The vDSO's bytes, which tell whether this host's is the same.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,
+}
+
+impl Mm {
+    /// Bytes of the process's own, as an image holds them; `None` where it shares them with another or has
+    /// none there.
+    #[must_use]
+    pub fn bytes(&self, pages: &File, at: u64, len: usize) -> Option<Vec<u8>> {
+        let end = at.checked_add(len as u64)?;
+        let within =
+            |r: &&Run| r.start <= at && r.start.checked_add(r.len).is_some_and(|e| e >= end);
+        let run = self.runs.iter().find(within)?;
+        let Source::Here(offset) = run.source else {
+            return None;
+        };
+        let mut bytes = vec![0; len];
+        let place = offset.checked_add(at - run.start)?;
+        pages.read_exact_at(&mut bytes, place).ok()?;
+        Some(bytes)
+    }
+
+    /// The length of the pages that the process has for itself, in bytes.
+    #[must_use]
+    pub fn private(&self) -> u64 {
+        let own = self
+            .runs
+            .iter()
+            .filter(|r| matches!(r.source, Source::Here(_)));
+        own.fold(0, |sum, run| sum.saturating_add(run.len))
+    }
 }
 
 impl Record for Mm {

@@ -1,28 +1,35 @@
 //! `pod image`: looks at a sleeping pod.
 
+mod diff;
+mod list;
+
+use std::path::Path;
+
 use anyhow::Result;
 use restore::image::Image;
 use serde_json::{Value, json};
 
-use crate::cli::{ImageCommand, OneImage};
+use crate::cli::{Format, ImageCommand, OneImage};
 use crate::failure::Hinted;
 use crate::output;
 
 /// Runs the command.
-pub(super) fn image(command: &ImageCommand) -> Result<u8> {
+pub(super) fn image(command: &ImageCommand, format: Format) -> Result<u8> {
     match command {
         ImageCommand::Inspect(one) => inspect(one),
         ImageCommand::Verify(one) => verify(one),
+        ImageCommand::Ls(one) => list::list(&open(&one.image)?, format),
+        ImageCommand::Diff(two) => diff::diff(&open(&two.old)?, &open(&two.new)?, format),
     }
 }
 
-fn open(one: &OneImage) -> Result<Image> {
-    let what = format!("open the image {}", one.image.display());
-    Image::open(&one.image).hinted(what, "give the directory that pod checkpoint wrote")
+fn open(path: &Path) -> Result<Image> {
+    let what = format!("open the image {}", path.display());
+    Image::open(path).hinted(what, "give the directory that pod checkpoint wrote")
 }
 
 fn inspect(one: &OneImage) -> Result<u8> {
-    let image = open(one)?;
+    let image = open(&one.image)?;
     let records: Vec<Value> = image
         .envelopes()
         .map(|e| json!({"kind": e.kind, "version": e.version, "id": e.id, "body": shown(&e.body)}))
@@ -57,7 +64,7 @@ fn shown(value: &restore::image::Value) -> Value {
 }
 
 fn verify(one: &OneImage) -> Result<u8> {
-    let image = open(one)?;
+    let image = open(&one.image)?;
     image.verify().hinted(
         format!("verify the image {}", one.image.display()),
         "it is damaged: take it again, or copy it again from where it is whole",

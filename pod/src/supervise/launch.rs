@@ -52,6 +52,10 @@ pub(super) fn take_over(supervised: &Arc<Supervised>, mut kept: Kept) -> Result<
         supervised.facts().streams.extend(stream);
     }
     names::serve(supervised, kept.remove(LISTENER))?;
+    // Whoever is answered by us finds no half of an image.
+    let made = supervised.facts().state.made.clone();
+    crate::cleanup::remove_images(&made)?;
+    supervised.change(|state| state.made.images.clear())?;
     Ok(Begun(Arc::new(InitLink::new(wire, process))))
 }
 
@@ -75,9 +79,6 @@ pub(super) fn go_on(supervised: &Arc<Supervised>, begun: Begun, first: bool) -> 
         // The pod is ending; its end is recorded when the loss of init is dealt with.
         tracing::debug!("init is gone");
     }
-    let made = supervised.facts().state.made.clone();
-    crate::cleanup::remove_images(&made)?;
-    supervised.change(|state| state.made.images.clear())?;
     supervised.take_up_arrival()?;
     supervised.take_up_move()
 }

@@ -21,7 +21,7 @@ macro_rules! journeys {
 
 journeys! {
     counter: Counter [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), across = Journey::Checkpoint(Kernel, Notify), notify = Journey::Pod(Notify), back = Journey::Checkpoint(Notify, Kernel), by_ssh = Journey::Move(Way::Ssh), by_agent = Journey::Move(Way::Agent)]
-    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
+    redis: Redis [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent), across = Journey::Checkpoint(Kernel, Notify), back = Journey::Checkpoint(Notify, Kernel)]
     nginx: Nginx [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
     memcached: Memcached [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]
     postgres: Postgres [natively = Journey::Native, in_a_pod = Journey::Pod(Kernel), asleep = Journey::Checkpoint(Kernel, Kernel), by_agent = Journey::Move(Way::Agent)]

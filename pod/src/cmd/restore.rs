@@ -1,6 +1,6 @@
 //! `pod restore`: wakes a pod from an image, under the virtual names it had.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::follow::{Ended, Session};
 use super::run::start_or_forget;
@@ -12,13 +12,12 @@ use crate::supervise::pod_of;
 
 /// Runs the command.
 pub(super) fn restore(store: &Store, arguments: Restore) -> Result<u8> {
-    let hint = "pod image verify tells what is wrong with an image";
     let what = format!("read the image {}", arguments.image.display());
     let image = arguments
         .image
         .canonicalize()
         .hinted(what.clone(), "give the path of an image")?;
-    let mut config = pod_of(&image).hinted(what, hint)?.config;
+    let mut config = pod_of(&image).context(what)?.config;
     config.id = random_hex(6)?;
     if let Some(name) = arguments.name {
         config.name = name;

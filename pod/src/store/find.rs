@@ -5,14 +5,17 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use super::{Pod, Store};
-use crate::failure::Failure;
+use crate::failure::{Failure, Hinted};
 
 impl Store {
     /// Every pod of this root, in no order.
     pub(crate) fn list(&self) -> Result<Vec<Pod>> {
         let dir = self.root().join("pods");
         let mut pods = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+        for entry in fs::read_dir(&dir).hinted(
+            format!("list {}", dir.display()),
+            "run pod as the owner of this root, or choose another with --root",
+        )? {
             let entry = entry.with_context(|| format!("list {}", dir.display()))?;
             let id = entry.file_name().to_string_lossy().into_owned();
             if entry.path().join("config.json").exists() {

@@ -73,7 +73,8 @@ pub(super) fn wake(
     }
 }
 
-/// Proves the image whole while the pod is rebuilt from it: nothing of it runs before.
+/// Proves the image whole while the pod is rebuilt from it: nothing of it runs before. BLAKE3 takes some
+/// 0.7 s for a GiB, on a processor that the rebuild, which is one task's work at a time, leaves idle.
 fn prove(path: PathBuf) -> JoinHandle<restore::Result<()>> {
     std::thread::spawn(move || Image::open(&path)?.verify())
 }

@@ -1,7 +1,9 @@
 //! Trouble with images: each gives one clear line and a hint, and leaves nothing behind.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use super::check::goes_on;
 use super::host::{Host, Said};
@@ -13,6 +15,12 @@ fn asleep(host: &Host) -> Sleeping {
 
 fn restore(host: &Host, image: &Path) -> Said {
     host.pod(&["restore", "-d", "--name", "woken", image.to_str().unwrap()])
+}
+
+/// The command, run by a user who may nothing here.
+fn of_nobody(mut command: Command) -> Said {
+    command.uid(65534).gid(65534).current_dir("/");
+    command.output().unwrap().into()
 }
 
 /// Fails as it should: one line with these words, a hint, 125, and no pod.
@@ -98,6 +106,8 @@ fn what_is_newer_or_unknown_is_refused() {
     all.push(strange);
     write_records(&unknown, &all);
     refused(&host, &restore(&host, &unknown), &["unknown kind: soul"]);
+    let hidden = host.command(&["restore", "-d", sleeping.image().to_str().unwrap()]);
+    refused(&host, &of_nobody(hidden), &["Permission denied"]);
     refused(&host, &restore(&host, Path::new("/")), &["not an image"]);
     refused(
         &host,

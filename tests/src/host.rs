@@ -13,7 +13,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::anchor::{Anchor, Mount};
-use crate::binary::pod_binary;
 use crate::done::{Done, finish};
 use crate::leftovers::processes;
 use crate::ssh::Keys;
@@ -123,7 +122,6 @@ impl Host {
 
     /// The environment of every command here.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
-        let world = self.directory.parent().unwrap_or(Path::new("/"));
         vec![
             ("PATH", self.path()),
             ("LANG", "C.UTF-8".to_owned()),
@@ -133,14 +131,27 @@ impl Host {
                 self.directory.join("home").to_string_lossy().into_owned(),
             ),
             ("POD_ROOT", self.state().to_string_lossy().into_owned()),
-            ("POD_SSH", Keys::command(world)),
+            ("POD_SSH", Keys::command(self.world())),
             ("POD_TEST", self.token.clone()),
         ]
     }
 
+    /// The `pod` program, in the world's directory: a checkout under /tmp is out of a host's sight.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        self.world().join("bin/pod")
+    }
+
+    fn world(&self) -> &Path {
+        self.directory.parent().unwrap_or(Path::new("/"))
+    }
+
     fn path(&self) -> String {
-        let pod = pod_binary().parent().unwrap_or(Path::new("/")).display();
-        format!("{pod}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        let own = self.world().join("bin");
+        format!(
+            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            own.display()
+        )
     }
 
     /// Runs a command on this host to its end.
@@ -188,7 +199,7 @@ impl Host {
     /// # Errors
     /// When it cannot be started.
     pub fn pod<S: AsRef<str>>(&self, arguments: &[S]) -> Result<Done> {
-        let mut command = self.command(pod_binary())?;
+        let mut command = self.command(self.program())?;
         let done = finish(command.args(arguments.iter().map(AsRef::as_ref)));
         self.note_pods();
         done

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::binary::pod_binary;
 use crate::done::Done;
 use crate::host::Host;
 use crate::terminal::Terminal;
@@ -86,7 +85,7 @@ impl Site<'_> {
     pub fn type_at<T>(&self, work: impl FnOnce(&mut Terminal) -> Result<T>) -> Result<T> {
         let mut terminal = self.terminal.borrow_mut();
         if let (None, Some(pod)) = (terminal.as_ref(), &self.pod) {
-            let mut command = self.host.command(pod_binary())?;
+            let mut command = self.host.command(self.host.program())?;
             *terminal = Some(Terminal::start(command.args(["attach", pod]))?);
         }
         work(terminal.as_mut().context("the program has no terminal")?)

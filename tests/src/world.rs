@@ -1,6 +1,7 @@
 //! Three hosts on one switch.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
@@ -47,6 +48,7 @@ impl World {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+        install(directory.path())?;
         let switch = Anchor::new("switch", Vec::new())?;
         let host =
             |name: &str, number| Host::new(name, number, directory.path().join(name), &token);
@@ -148,7 +150,7 @@ impl World {
 
     fn start_agent(&mut self, number: usize) -> Result<()> {
         let host = self.hosts()[number];
-        let pod = pod_binary().to_string_lossy().into_owned();
+        let pod = host.program().to_string_lossy().into_owned();
         let child = host.spawn(&[&pod, "agent"], &host.directory().join("agent.log"))?;
         host.resolve_at(host.v4())?;
         self.servants.push(child);
@@ -241,6 +243,16 @@ impl Drop for World {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Puts `pod` where every host sees it.
+fn install(world: &Path) -> Result<()> {
+    let bin = world.join("bin");
+    std::fs::create_dir(&bin).context("make a directory for pod")?;
+    let (from, to) = (pod_binary(), bin.join("pod"));
+    std::fs::hard_link(from, &to)
+        .or_else(|_| std::fs::copy(from, &to).map(drop))
+        .with_context(|| format!("copy {}", from.display()))
 }
 
 fn inside(anchor: &Anchor, batch: &str) -> Result<()> {

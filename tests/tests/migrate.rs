@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Done, Host, World, eventually, finish, pod_binary};
+use tests::{Done, Host, World, eventually, finish};
 
 const POD: &str = "traveller";
 
@@ -64,7 +64,7 @@ impl Trip {
     /// `pod migrate` with a fault, through one of the scripts.
     fn migrate(&self, way: &str, faults: &str, more: &[&str]) -> Result<Done> {
         let source = &self.world.source;
-        let mut command = source.command(pod_binary())?;
+        let mut command = source.command(source.program())?;
         let real = command
             .get_envs()
             .find(|(name, _)| *name == "POD_SSH")
@@ -261,7 +261,7 @@ fn what_the_destination_lacks_is_told_before_anything_is_touched() -> Result<()>
     destination.pod(&["rm", "-f", POD])?.ok()?;
 
     let to = "ssh://root@10.77.0.77";
-    let mut command = source.command(pod_binary())?;
+    let mut command = source.command(source.program())?;
     let told = finish(
         command
             .env("POD_SSH", "sh -c 'echo Welcome; exit 255' ssh")

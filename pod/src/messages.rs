@@ -51,6 +51,8 @@ pub(crate) enum Ask {
         to: String,
         mode: String,
         channel: Channel,
+        /// Reset connections that cannot move, instead of refusing to move the pod.
+        reset: bool,
         /// Trouble on demand (`migrate::fault`).
         faults: String,
     },

@@ -16,7 +16,8 @@ use netname::{Grant, Key, KeyConfig, Role, ServerConfig, ZoneConfig, ZoneName};
 use serde::{Deserialize, Serialize};
 
 use super::config::{Dns, Settings, directory, patience};
-use super::identity::{Identity, Token, connect_by_token};
+use super::identity::{Identity, connect_by_token};
+use super::token::Token;
 use crate::failure::{Failure, Hinted};
 use crate::migrate::error::LinkError;
 use crate::migrate::frame::Conn;

@@ -5,14 +5,12 @@
 //! that change, so every certificate is made out to [`MEMBER`]. Who joins does not know the authority
 //! yet: it is given the authority's hash with the secret ([`Token`]), out of band.
 
-use std::fmt;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
@@ -29,6 +27,7 @@ use rustls::{
 };
 
 use super::config::directory;
+use super::token::{FINGERPRINT, Token};
 use crate::failure::Hinted;
 use crate::messages::Channel;
 use crate::migrate::frame::Conn;
@@ -38,38 +37,6 @@ use crate::store::{private_dir, random_hex, write_atomically};
 /// The name that every member's certificate is made out to.
 const MEMBER: &str = "agent.pod.internal";
 const AUTHORITY: &str = "pod cluster";
-/// Bytes of the authority's hash in a token.
-const FINGERPRINT: usize = 16;
-
-/// What a joining host must know: whom to trust, and a secret to be trusted.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token {
-    fingerprint: String,
-    pub(crate) secret: String,
-}
-
-impl fmt::Display for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.fingerprint, self.secret)
-    }
-}
-
-impl FromStr for Token {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let hex = |part: &str| {
-            part.len() == 2 * FINGERPRINT && part.bytes().all(|b| b.is_ascii_hexdigit())
-        };
-        match text.trim().split_once('.') {
-            Some((fingerprint, secret)) if hex(fingerprint) && hex(secret) => Ok(Self {
-                fingerprint: fingerprint.to_owned(),
-                secret: secret.to_owned(),
-            }),
-            _ => Err(anyhow!("this is no token of pod agent init")),
-        }
-    }
-}
 
 /// A hash of a certificate, as tokens have it.
 fn fingerprint(certificate: &CertificateDer<'_>) -> String {
@@ -495,17 +462,5 @@ mod tests {
         );
         assert!(second.token().is_err());
         assert!(first.certify(b"no key").is_err());
-    }
-
-    #[test]
-    fn tokens_read_back() {
-        let token = Token {
-            fingerprint: "a".repeat(32),
-            secret: "0".repeat(32),
-        };
-        assert!(token.to_string().parse::<Token>().unwrap() == token);
-        for bad in ["", ".", "abc.def", &"z".repeat(65)] {
-            assert!(bad.parse::<Token>().is_err(), "{bad}");
-        }
     }
 }

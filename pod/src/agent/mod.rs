@@ -22,4 +22,5 @@ pub(crate) mod identity;
 pub(crate) mod listen;
 pub(crate) mod name_server;
 pub(crate) mod sweep;
+pub(crate) mod token;
 pub(crate) mod worker;

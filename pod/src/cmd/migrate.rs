@@ -195,6 +195,7 @@ pub(super) fn migrate(store: &Store, arguments: &cli::Migrate, format: Format) -
         to: to.to_owned(),
         mode: arguments.mode.clone(),
         channel,
+        reset: arguments.on_lost_connection == OnLost::Reset,
         faults,
     };
     hand_over(&client, &ask, fds)?;
@@ -230,9 +231,6 @@ fn check_options(arguments: &cli::Migrate) -> Result<(), Failure> {
             "--max-downtime means nothing to --mode cold: the pod stands still all the time",
         );
         return Err(failure.hint("leave it out, or choose a mode that copies while the pod runs"));
-    }
-    if arguments.on_lost_connection == OnLost::Reset {
-        tracing::info!("connections that cannot move will be reset");
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use restore::capture::Capture;
 use restore::checkpoint::{self, Subject};
 use restore::freeze::{self, Frozen};
 use restore::image::{Header, Writer};
+use restore::network::LostConnections;
 use restore::resource::tcp::Connections;
 
 use super::image::{self, PodRecord, clocks, offsets_of};
@@ -34,6 +35,8 @@ pub(super) struct Job {
     layer: PathBuf,
     image: PathBuf,
     leave_running: bool,
+    /// What becomes of connections that cannot move.
+    pub(super) lost: LostConnections,
 }
 
 impl Supervised {
@@ -85,6 +88,7 @@ impl Supervised {
             layer: self.pod.path("layer"),
             image,
             leave_running,
+            lost: LostConnections::Reset,
         })
     }
 }
@@ -151,6 +155,7 @@ pub(super) fn capture(job: &Job, frozen: &mut Frozen, writer: &mut Writer) -> Re
     };
     let mut cx = Capture::new(writer);
     cx.network = job.held_by.network();
+    cx.network.lost = job.lost;
     checkpoint::capture(frozen, &subject, &mut cx)?;
     let connections = Connections::of(&cx)?;
     drop(cx);

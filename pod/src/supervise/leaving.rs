@@ -18,6 +18,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use restore::freeze::{self, Frozen};
 use restore::image::Writer;
+use restore::network::LostConnections;
+use restore::resource::tcp::Connections;
 use restore::restart::Held;
 
 use super::names::Pause;
@@ -25,20 +27,18 @@ use super::{Event, Supervised, checkpoint};
 use crate::agent::config::Settings;
 use crate::cgroup;
 use crate::failure::Failure;
-use crate::layer;
-use crate::messages::{Channel, Told};
+use crate::messages::{Ask, Channel, Told};
 use crate::migrate::authority::{Authority, Fence, Verdict};
 use crate::migrate::cold::Cold;
 use crate::migrate::frame::Conn;
 use crate::migrate::journal::{Duty, Journal};
-use crate::migrate::manifest::{self, Ground};
+use crate::migrate::manifest;
 use crate::migrate::message::{HostFile, Needs};
 use crate::migrate::settle::{Here, Peer, Unreachable, settle};
 use crate::migrate::source::{Ended, JOURNAL, Plan, Source};
 use crate::migrate::zone::Zone;
-use crate::migrate::{SourcePod, Strategy, needs};
-use crate::process::descendants;
-use crate::store::{Base, Net, Phase, Pod, private_dir, random_hex};
+use crate::migrate::{SourcePod, Strategy};
+use crate::store::{Net, Phase, Pod, private_dir, random_hex};
 
 /// Between two questions to an authority that did not answer.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -65,24 +65,29 @@ fn strategy(mode: &str) -> Result<Box<dyn Strategy>> {
 
 impl Supervised {
     /// Moves the pod over a connection. Tells how it goes and how it ended while nothing else can end the pod.
-    pub(super) fn migrate(
-        &self,
-        to: &str,
-        mode: &str,
-        channel: Channel,
-        faults: &str,
-        fds: Vec<OwnedFd>,
-        tell: &dyn Fn(Told),
-    ) -> Result<()> {
+    pub(super) fn migrate(&self, ask: Ask, fds: Vec<OwnedFd>, tell: &dyn Fn(Told)) -> Result<()> {
+        let Ask::Migrate {
+            to,
+            mode,
+            channel,
+            reset,
+            faults,
+        } = ask
+        else {
+            return Err(Failure::new("this is no request to move").into());
+        };
         let _moving = self.no_move()?;
-        let mut strategy = strategy(mode)?;
+        let mut strategy = strategy(&mode)?;
         let mut conn = Conn::over(self.store.root(), channel, fds)?;
         let dir = self.fresh_directory()?;
-        let plan = self.plan(to, faults)?;
+        let plan = self.plan(&to, &faults)?;
         let zone = self.zone(plan.fence.as_ref())?;
         let source = Source {
             plan: &plan,
-            pod: &mut Leaving::of(self),
+            pod: &mut Leaving {
+                reset,
+                ..Leaving::of(self)
+            },
             conn: &mut conn,
             strategy: &mut *strategy,
             authority: zone.as_ref().map(|zone| zone as &dyn Authority),
@@ -158,66 +163,6 @@ impl Supervised {
             .dns
             .context("no [dns] is configured here any more")?;
         Ok(Some(Zone::source(dns.updater()?, fence.clone())))
-    }
-
-    /// What the pod needs of a host.
-    pub(super) fn needs(&self) -> Result<Needs> {
-        let config = &self.config;
-        let kernel = needs::FEATURES
-            .iter()
-            .filter(|feature| feature.name != "overlay file systems" || config.base != Base::Host);
-        let mut volumes: Vec<_> = config
-            .volumes
-            .iter()
-            .map(|volume| volume.source.clone())
-            .collect();
-        if let Base::Rootfs(directory) = &config.base {
-            volumes.push(directory.clone());
-        }
-        let memory = self.pids()?.into_iter().map(resident).sum();
-        Ok(Needs {
-            name: config.name.clone(),
-            arch: std::env::consts::ARCH.into(),
-            cpu: needs::cpu(),
-            kernel: kernel.map(|feature| feature.name.to_owned()).collect(),
-            disk: memory + used(&self.pod.path("layer")),
-            memory,
-            ports: config.publish.iter().map(|publish| publish.host).collect(),
-            address: match &config.net {
-                Net::Own(address) => Some(address.clone()),
-                _ => None,
-            },
-            volumes,
-            zone: Settings::of(self.store.root())?
-                .dns
-                .map(|dns| dns.zone.to_string()),
-        })
-    }
-
-    fn pids(&self) -> Result<Vec<i32>> {
-        let init = self.facts().state.init.context("the pod has no init")?;
-        Ok(descendants(init).into_iter().collect())
-    }
-
-    fn ground(&self) -> Result<Ground> {
-        let init = self.facts().state.init.context("the pod has no init")?;
-        let ours = ["/proc", "/sys", "/dev"].map(PathBuf::from).into_iter();
-        Ok(Ground {
-            root: format!("/proc/{init}/root").into(),
-            layers: match self.config.base {
-                Base::Layer => layer::uppers(&self.pod)?,
-                // The host's own files under --fs host; under --rootfs the directory must be there.
-                Base::Host | Base::Rootfs(_) => Vec::new(),
-            },
-            outside: ours
-                .chain(
-                    self.config
-                        .volumes
-                        .iter()
-                        .map(|volume| volume.target.clone()),
-                )
-                .collect(),
-        })
     }
 
     /// The pod's freezer; `None` where it has none.
@@ -321,6 +266,16 @@ impl Supervised {
         Ok(ended.context("the tracer thread is gone")??)
     }
 
+    /// Takes what a capture kept of connections whose address moves with the pod. Where the pod has moved,
+    /// they fall silent: what closing them would say to their far ends would end the new ones.
+    fn connections(&self, moved: bool) -> Result<()> {
+        let silenced = self.tracer()?.run(move |locals| {
+            let connections = locals.take::<Connections>().filter(|_| moved);
+            connections.map_or(Ok(()), |connections| connections.silence())
+        });
+        Ok(silenced.context("the tracer thread is gone")??)
+    }
+
     /// On the tracer thread, with what is frozen there, if anything is.
     fn with_frozen<T: Send + 'static>(
         &self,
@@ -341,32 +296,13 @@ fn remove(image: &Path) -> Result<()> {
     }
 }
 
-/// Resident memory of a process, in bytes (`VmRSS` of proc_pid_status(5)).
-fn resident(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-        .unwrap_or(0)
-        << 10
-}
-
-/// Bytes on disk below a directory.
-fn used(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => used(&entry.path()),
-        Ok(meta) => meta.blocks() * 512,
-        Err(_) => 0,
-    };
-    entries.map(size).sum()
-}
-
 /// The pod, for the source's machine.
 struct Leaving<'a> {
     supervised: &'a Supervised,
     /// Interception stands still while the pod does.
     still: Option<Pause<'a>>,
+    /// What becomes of connections that cannot move.
+    reset: bool,
 }
 
 impl<'a> Leaving<'a> {
@@ -374,6 +310,7 @@ impl<'a> Leaving<'a> {
         Self {
             supervised,
             still: None,
+            reset: false,
         }
     }
 }
@@ -405,8 +342,13 @@ impl SourcePod for Leaving<'_> {
     }
 
     fn capture(&mut self, image: &Path) -> Result<()> {
-        let job = self.supervised.checkpoint_job(image.to_owned(), false)?;
+        let mut job = self.supervised.checkpoint_job(image.to_owned(), false)?;
         let image = image.to_owned();
+        job.lost = match self.reset {
+            true => LostConnections::Reset,
+            false => LostConnections::Refuse,
+        };
+        let own = self.supervised.config.net != Net::Shared;
         self.supervised
             .tracer()?
             .run(move |locals| {
@@ -414,9 +356,12 @@ impl SourcePod for Leaving<'_> {
                     .get_mut::<Frozen>()
                     .context("the pod is not frozen")?;
                 let mut writer = Writer::create(&image)?;
-                checkpoint::capture(&job, frozen, &mut writer)?;
+                let connections = checkpoint::capture(&job, frozen, &mut writer)?;
                 frozen.calm()?;
                 writer.finish()?;
+                if own {
+                    locals.put(connections);
+                }
                 Ok(())
             })
             .context("the tracer thread is gone")?
@@ -439,6 +384,7 @@ impl SourcePod for Leaving<'_> {
 
     fn resume(&mut self) -> Result<()> {
         let still = self.still.take();
+        self.supervised.connections(false)?;
         let resumed = self
             .supervised
             .with_frozen(|frozen| frozen.map_or(Ok(()), Frozen::resume))?;
@@ -448,6 +394,13 @@ impl SourcePod for Leaving<'_> {
     }
 
     fn release(&mut self, to: &str) -> Result<()> {
+        // The move is made: a far end that hears of it is no reason to keep the pod here.
+        if let Err(error) = self.supervised.connections(true) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "silence the pod's connections"
+            );
+        }
         self.supervised.facts().moved_to = Some(to.to_owned());
         self.supervised
             .with_frozen(|frozen| frozen.map(Frozen::kill))?;
@@ -481,6 +434,7 @@ impl Here for Left<'_> {
             .state
             .init
             .context("the pod has no init")?;
+        self.supervised.connections(true)?;
         let kill = self.supervised.with_frozen(move |frozen| match frozen {
             Some(frozen) => {
                 frozen.kill();

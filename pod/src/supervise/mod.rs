@@ -24,6 +24,7 @@ mod init_link;
 mod launch;
 mod leaving;
 mod names;
+mod needs;
 mod numbers;
 mod process;
 mod publish;

@@ -134,14 +134,9 @@ impl Supervised {
             Ask::CloseInput => self.close_input(),
             Ask::Processes => told(Told::Processes(self.processes()?)),
             Ask::Check => told(Told::Checked(self.check()?)),
-            Ask::Migrate {
-                to,
-                mode,
-                channel,
-                faults,
-            } => {
+            Ask::Migrate { .. } => {
                 let tell = |news| drop(reply(wire, told(news)));
-                self.migrate(&to, &mode, channel, &faults, fds, &tell)?;
+                self.migrate(ask, fds, &tell)?;
                 told(Told::Done)
             }
             Ask::Resolve { channel } => told(self.resolve(channel, fds)?),

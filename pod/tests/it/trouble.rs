@@ -105,8 +105,8 @@ fn a_supervisor_killed_at_any_point_of_the_end_loses_no_exit() {
         for _ in 0..turn * 200 {
             std::thread::yield_now();
         }
-        let killed = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
-        assert!(killed.is_ok() || turn > 0);
+        // Fails when its own end was faster: then nothing was in its way.
+        let _ = kill(Pid::from_raw(supervisor), Signal::SIGKILL);
         assert_eq!(host.pod(&["wait", &name]).code, 9, "turn {turn}");
     }
 }

@@ -213,8 +213,17 @@ pub(super) fn migrate(store: &Store, arguments: &cli::Migrate, format: Format) -
             settle(store, &pod, &destination, failure)
         }
         Ok(_) => Err(Failure::new("the supervisor gave an answer to another question").into()),
+        Err(error) if is_open(&pod)? => {
+            ssh.close()?;
+            settle(store, &pod, &destination, Failure::of(&error))
+        }
         Err(error) => Err(ssh.explain(error)),
     }
+}
+
+/// Whether a move that failed left something to do: after the commit it cannot be taken back.
+fn is_open(pod: &Pod) -> Result<bool> {
+    Ok(journal(pod)?.is_some_and(|journal| matches!(journal.duty(), Duty::Release | Duty::Ask)))
 }
 
 /// Asks for something with descriptors, of which no copy stays here.
@@ -336,7 +345,13 @@ fn settle(store: &Store, pod: &Pod, destination: &Destination, mut failure: Fail
             Err(error) => tracing::info!(error = format!("{error:#}"), "ask again"),
         }
         // A supervisor that was started again may have seen to everything by itself.
-        let journal = journal(pod)?.filter(|journal| journal.duty() == Duty::Nothing);
+        let over = !pod.is_held()?;
+        let journal = journal(pod)?.filter(|journal| match journal.duty() {
+            Duty::Nothing => true,
+            // It was released, and only the journal's last entry is missing.
+            Duty::Release => over,
+            _ => false,
+        });
         if let Some(verdict) = journal.and_then(|journal| journal.outcome()) {
             tell_settled(store, pod, destination);
             return resolved(store, pod, Some(verdict), Some(failure));

@@ -35,9 +35,13 @@ impl Nginx {
     }
 
     fn workers(&self, site: &Site<'_>) -> Result<Vec<String>> {
-        let script = "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in \
-            'nginx: worker'*) echo ${p#/proc/};; esac; done 2>/dev/null";
-        let text = site.inside(&["sh", "-c", script])?;
+        // On the host itself other pods' workers are seen too: ours are those of the master with our file.
+        let script = "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in 'nginx: worker'*) \
+            m=$(sed -n 's/^PPid:[^0-9]*//p' $p/status); \
+            case $(tr '\\0' ' ' </proc/$m/cmdline) in *\"$0\"*) echo ${p#/proc/};; esac;; \
+            esac; done 2>/dev/null";
+        let directory = self.directory.to_string_lossy();
+        let text = site.inside(&["sh", "-c", script, &directory])?;
         Ok(text.split_whitespace().map(str::to_owned).collect())
     }
 }

@@ -283,7 +283,8 @@ fn capture_pages(
     Ok(())
 }
 
-/// True when a fork of the parent has this mapping as it is.
+/// True when a fork of the parent has this mapping as it is: under another protection it is mapped anew, so
+/// its pages must be in the image.
 pub(super) fn inherits(parent: &Mm, vma: &Vma) -> bool {
     use super::Advice;
     let lost = [Advice::DontFork, Advice::WipeOnFork];
@@ -291,6 +292,7 @@ pub(super) fn inherits(parent: &Mm, vma: &Vma) -> bool {
     at.is_ok_and(|i| {
         let theirs = &parent.vmas[i];
         theirs.end == vma.end
+            && theirs.prot == vma.prot
             && theirs.is_private()
             && theirs.backing == vma.backing
             && !lost
